@@ -1,0 +1,1 @@
+//! A whole small RADOS cluster in one process: monitor, OSDs, cephx and real messenger v2 on loopback.

@@ -1,0 +1,1 @@
+//! cephx: proving who we are, and tickets that prove it to others.

@@ -1,0 +1,1 @@
+//! CRUSH: from a placement group to an ordered list of OSDs.

@@ -1,0 +1,24 @@
+//! Every maximum of the protocol layer, each with its reason.
+
+/// One segment of a msgr2 frame, in bytes. An OSD map of a huge cluster is the largest thing a client is sent; an OSD
+/// refuses ops above `osd_max_write_size` (90 MiB). Memory is only taken as bytes arrive.
+pub const FRAME_SEGMENT_BYTES: usize = 256 << 20;
+
+/// One segment of a frame before the peer is authenticated, in bytes. Tickets with long caps are the largest
+/// (Ceph's qa `huge-tickets.sh` makes some of 600 KiB).
+pub const HANDSHAKE_SEGMENT_BYTES: usize = 4 << 20;
+
+/// The payload of the msgr2 banner, in bytes: 16 today, room for extension.
+pub const BANNER_PAYLOAD_BYTES: usize = 1024;
+
+/// A string in a message (names, keys, error texts), in bytes.
+pub const STRING_BYTES: usize = 16 << 20;
+
+/// The depth of a CRUSH hierarchy. Ceph's own map builders stay below 12.
+pub const CRUSH_DEPTH: usize = 64;
+
+/// Devices in a CRUSH map or OSD map. Ceph caps `max_osd` through `mon_max_osd` (10,000).
+pub const OSDS: usize = 1 << 20;
+
+/// Placement groups of one pool. Ceph caps `pg_num` through `mon_max_pool_pg_num` (65,536).
+pub const PGS_PER_POOL: u32 = 1 << 20;

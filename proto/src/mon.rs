@@ -1,0 +1,1 @@
+//! The monitor client: hunting, subscriptions, commands, tickets.

@@ -1,0 +1,1 @@
+//! The table of operations in flight, and who must be sent what.

@@ -1,0 +1,1 @@
+//! The OSD map: pools, OSDs, and where each object lives.

@@ -1,0 +1,1 @@
+//! RBD image maths and class-method payloads.

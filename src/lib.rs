@@ -1,0 +1,1 @@
+//! A complete RBD client in Rust.
