@@ -22,3 +22,7 @@ pub const OSDS: usize = 1 << 20;
 
 /// Placement groups of one pool. Ceph caps `pg_num` through `mon_max_pool_pg_num` (65,536).
 pub const PGS_PER_POOL: u32 = 1 << 20;
+
+/// The work of one CRUSH mapping, in hashes. The hardest real ones (a result that cannot be filled, in multi-step-retry
+/// rules) take some million; only a malformed map takes more, and this is a tenth of a second.
+pub const CRUSH_WORK: u64 = 1 << 24;

@@ -1,0 +1,128 @@
+//! How each kind of bucket chooses one of its items.
+
+use super::hash::{hash32_3, hash32_4};
+use super::ln::ln;
+use super::{Algorithm, Bucket, ChooseArg};
+
+impl Bucket {
+    /// The item for input `x` at attempt `r`; `None` from an empty or malformed bucket. `arg` and `position` (in the
+    /// result) may replace the weights and ids of a straw2 bucket.
+    #[inline]
+    pub(super) fn choose(
+        &self,
+        x: u32,
+        r: u32,
+        arg: Option<&ChooseArg>,
+        position: usize,
+    ) -> Option<i32> {
+        let index = match &self.algorithm {
+            Algorithm::Straw2 { item_weights } => self.straw2(x, r, item_weights, arg, position),
+            Algorithm::Uniform { .. } => return self.permuted(x, r),
+            Algorithm::List { item_weights, sum_weights } => {
+                self.list(x, r, item_weights, sum_weights)
+            }
+            Algorithm::Tree { node_weights } => self.tree(x, r, node_weights)?,
+            Algorithm::Straw { straws, .. } => self.straw(x, r, straws),
+        };
+        self.items.get(index).copied()
+    }
+
+    /// How many hashes one choice takes at most.
+    #[inline]
+    pub(super) fn cost(&self) -> u64 {
+        self.items.len() as u64 + 1
+    }
+
+    /// The item at place `r` of a random permutation (`bucket_perm_choose`).
+    ///
+    /// Ceph shuffles a copy of the items, swapping place `p` with a random later one for each `p` in turn. Which item
+    /// ends at one place can be traced back through those swaps without a copy.
+    pub(super) fn permuted(&self, x: u32, r: u32) -> Option<i32> {
+        let size = self.items.len() as u32;
+        let place = r.checked_rem(size)?;
+        let partner = |p: u32| p + self.hash3(x, self.id, p) % (size - p);
+        let mut from = partner(place);
+        for p in (0..place).rev() {
+            if partner(p) == from {
+                from = p;
+            }
+        }
+        self.items.get(from as usize).copied()
+    }
+
+    fn list(&self, x: u32, r: u32, item_weights: &[u32], sum_weights: &[u32]) -> usize {
+        let weights = item_weights.iter().zip(sum_weights);
+        let found = self.items.iter().zip(weights).rposition(|(item, (weight, sum))| {
+            let draw = u64::from(self.hash4(x, *item as u32, r) & 0xffff);
+            (draw * u64::from(*sum)) >> 16 < u64::from(*weight)
+        });
+        found.unwrap_or(0)
+    }
+
+    fn tree(&self, x: u32, r: u32, node_weights: &[u32]) -> Option<usize> {
+        let mut node = node_weights.len() >> 1;
+        if node == 0 {
+            return None;
+        }
+        while node & 1 == 0 {
+            let weight = node_weights.get(node)?;
+            let point = (u64::from(self.hash4(x, node as u32, r)) * u64::from(*weight)) >> 32;
+            let half = (1 << node.trailing_zeros()) >> 1;
+            let left = node - half;
+            node = if point < u64::from(*node_weights.get(left)?) { left } else { node + half };
+        }
+        Some(node >> 1)
+    }
+
+    fn straw(&self, x: u32, r: u32, straws: &[u32]) -> usize {
+        let mut best = (0, 0);
+        for (index, (item, straw)) in self.items.iter().zip(straws).enumerate() {
+            let draw = u64::from(self.hash3(x, *item, r) & 0xffff) * u64::from(*straw);
+            if draw > best.1 {
+                best = (index, draw);
+            }
+        }
+        best.0
+    }
+
+    fn straw2(
+        &self,
+        x: u32,
+        r: u32,
+        item_weights: &[u32],
+        arg: Option<&ChooseArg>,
+        position: usize,
+    ) -> usize {
+        let (mut weights, mut ids) = (item_weights, self.items.as_slice());
+        if let Some(arg) = arg {
+            if let Some(set) = arg.weight_sets.get(position).or_else(|| arg.weight_sets.last()) {
+                weights = set;
+            }
+            if !arg.ids.is_empty() {
+                ids = &arg.ids;
+            }
+        }
+        let mut best = (0, i64::MIN);
+        for (index, (id, weight)) in ids.iter().zip(weights).enumerate() {
+            if *weight == 0 {
+                continue;
+            }
+            // Ceph passes the weight through an int, and divides towards zero.
+            let draw = ln(self.hash3(x, *id, r)) / i64::from(*weight as i32);
+            if draw > best.1 {
+                best = (index, draw);
+            }
+        }
+        best.0
+    }
+
+    #[inline(always)]
+    fn hash3(&self, x: u32, item: i32, r: u32) -> u32 {
+        if self.hash == 0 { hash32_3(x, item as u32, r) } else { 0 }
+    }
+
+    #[inline]
+    fn hash4(&self, x: u32, item: u32, r: u32) -> u32 {
+        if self.hash == 0 { hash32_4(x, item, r, self.id as u32) } else { 0 }
+    }
+}
