@@ -1,6 +1,36 @@
 //! NBD on the wire, and an asynchronous server for any block device. Knows nothing of Ceph.
 //!
-//! [`device`] is what a block device is to its user: implement [`device::Device`] to have it served.
+//! A block device implements [`device::Device`], gets a name as an [`Export`], and is served by a [`Server`]:
+//!
+//! ```no_run
+//! use nbd::device::Geometry;
+//! use nbd::memory::MemoryDevice;
+//! use nbd::{Export, Exports, Server};
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let disk = MemoryDevice::new(Geometry::new(1 << 30));
+//! let server = Server::new(Exports::new(vec![Export::new("disk", disk)])?);
+//! server.listen_unix("/run/disk.sock", 0o600)?;
+//! tokio::signal::ctrl_c().await?;
+//! println!("{}", server.shutdown(std::time::Duration::from_secs(10)).await);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Inside, from the wire up: `wire` has the numbers, `negotiate` the handshake and `request` the judgement of
+//! requests (all three without I/O), `replies` what goes out, `connection` drives them over one socket in one task,
+//! and `server` is what starts those tasks.
 
+mod connection;
 pub mod device;
+mod exports;
+pub mod limits;
 pub mod memory;
+mod negotiate;
+mod replies;
+mod request;
+mod server;
+mod wire;
+
+pub use exports::{Export, Exports, ExportsError};
+pub use server::{Report, Server};

@@ -1,0 +1,432 @@
+//! One connection: the handshake, then requests in and replies out, all in one task.
+//!
+//! Each turn of [`Transmission::poll`] does everything that is ready: one read takes many requests, which go to the
+//! device's queue as one batch; everything the queue has completed goes out with one vectored write. Payloads are
+//! slices of the receive buffer on the way in and of the device's buffers on the way out.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use slab::Slab;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::device::{Completion, Device, Errno, Outcome, Queue, Request};
+use crate::exports::Exports;
+use crate::limits;
+use crate::negotiate::{Agreed, Negotiation, Step, Violation};
+use crate::replies::{Replies, refusal};
+use crate::request::{self, Pending, Refusal, Terms};
+use crate::wire::{RequestHeader, command};
+
+/// A socket: what the server needs of one.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+/// What connections count.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Connections that reached the transmission phase.
+    pub(crate) connections: AtomicU64,
+    /// Requests answered, with errors too.
+    pub(crate) requests: AtomicU64,
+    /// Requests that were in flight when the server began to shut down, and were answered.
+    pub(crate) drained: AtomicU64,
+    /// Requests that were in flight when a connection ended, and could not be answered.
+    pub(crate) abandoned: AtomicU64,
+}
+
+/// How far a server is with shutting down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Phase {
+    /// Not at all.
+    Serving,
+    /// What is in flight is finished, nothing new is begun.
+    Draining,
+    /// Everything ends at once.
+    Ended,
+}
+
+/// Why a connection ended in disorder.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Handshake(#[from] Violation),
+    #[error("the client said nothing for {} s during the handshake", limits::HANDSHAKE_IDLE.as_secs())]
+    HandshakeIdle,
+    #[error("something stands where a request should begin")]
+    RequestMagic,
+}
+
+/// Serves one client until it leaves or the server shuts down.
+pub(crate) async fn serve(
+    mut stream: impl Stream,
+    exports: Exports,
+    counters: &Counters,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), ConnectionError> {
+    let mut input = BytesMut::new();
+    let agreed = tokio::select! {
+        agreed = shake_hands(&mut stream, exports, &mut input) => agreed?,
+        _ = phase.wait_for(|phase| *phase > Phase::Serving) => return Ok(()),
+    };
+    let Some(agreed) = agreed else { return Ok(()) };
+    counters.connections.fetch_add(1, Ordering::Relaxed);
+    tracing::debug!(export = agreed.export.name, structured = agreed.structured, "connected");
+    let mut ending = phase.clone();
+    tokio::select! {
+        end = Transmission::new(stream, agreed, input, counters).run(phase) => end,
+        _ = ending.wait_for(|phase| *phase == Phase::Ended) => Ok(()),
+    }
+}
+
+/// `None` if the client left without choosing an export. What follows the handshake stays in `input`.
+async fn shake_hands(
+    stream: &mut impl Stream,
+    exports: Exports,
+    input: &mut BytesMut,
+) -> Result<Option<Agreed>, ConnectionError> {
+    let mut out = BytesMut::new();
+    let mut negotiation = Negotiation::new(exports, &mut out);
+    let mut deadline = Instant::now() + limits::HANDSHAKE_IDLE;
+    loop {
+        if !out.is_empty() {
+            let write = timeout_at(deadline, stream.write_all_buf(&mut out)).await;
+            write.map_err(|_| ConnectionError::HandshakeIdle)??;
+        }
+        let step = negotiation.handle(input, &mut out)?;
+        match step {
+            Step::More => {
+                let read = timeout_at(deadline, stream.read_buf(input)).await;
+                if read.map_err(|_| ConnectionError::HandshakeIdle)?? == 0 {
+                    return Ok(None);
+                }
+            }
+            // The deadline moves only with whole options, not with every byte of a client that drips.
+            Step::Answered => deadline = Instant::now() + limits::HANDSHAKE_IDLE,
+            Step::Agreed(agreed) => {
+                let write = timeout_at(deadline, stream.write_all_buf(&mut out)).await;
+                write.map_err(|_| ConnectionError::HandshakeIdle)??;
+                return Ok(Some(agreed));
+            }
+            Step::Aborted => {
+                // Clients may leave without waiting for the acknowledgement.
+                let _ = timeout_at(deadline, stream.write_all_buf(&mut out)).await;
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The transmission phase of one connection.
+struct Transmission<'a, S> {
+    stream: S,
+    device: Arc<dyn Device>,
+    queue: Box<dyn Queue>,
+    terms: Terms,
+    counters: &'a Counters,
+    input: BytesMut,
+    reading: Reading,
+    /// Requests the device has; their keys are the tokens.
+    pending: Slab<Pending>,
+    /// What these may take, in bytes.
+    pending_cost: u64,
+    completions: Vec<Completion>,
+    replies: Replies,
+    /// The server shuts down: so many requests were in flight then.
+    draining: Option<usize>,
+}
+
+/// What is to be read next.
+enum Reading {
+    /// A request.
+    Request,
+    /// The payload of a request that is refused, of which so many bytes are still to come. The reply waits for them:
+    /// clients don't expect one before they have sent everything.
+    Refused { cookie: u64, refusal: Refusal, left: usize },
+    /// Nothing more: the client will not send more, or must not.
+    Nothing(Result<(), ConnectionError>),
+}
+
+impl<'a, S: Stream> Transmission<'a, S> {
+    fn new(stream: S, agreed: Agreed, input: BytesMut, counters: &'a Counters) -> Self {
+        let Agreed { export, structured, extents } = agreed;
+        Self {
+            stream,
+            queue: export.device.queue(),
+            terms: Terms { geometry: export.device.geometry(), structured, extents },
+            device: export.device,
+            counters,
+            input,
+            reading: Reading::Request,
+            pending: Slab::with_capacity(64),
+            pending_cost: 0,
+            completions: Vec::with_capacity(64),
+            replies: Replies::default(),
+            draining: None,
+        }
+    }
+
+    async fn run(mut self, mut phase: watch::Receiver<Phase>) -> Result<(), ConnectionError> {
+        let mut drain = pin!(phase.wait_for(|phase| *phase > Phase::Serving));
+        let end = poll_fn(|cx| {
+            if self.draining.is_none() && drain.as_mut().poll(cx).is_ready() {
+                self.draining = Some(self.pending.len());
+            }
+            self.poll(cx)
+        })
+        .await;
+        let lingered = match std::mem::replace(&mut self.reading, Reading::Nothing(Ok(()))) {
+            Reading::Nothing(reason) => end.map_err(ConnectionError::from).and(reason),
+            _ => end.map_err(ConnectionError::from),
+        };
+        if !matches!(lingered, Err(ConnectionError::Io(_))) {
+            let _ = timeout(limits::LINGER, self.linger()).await;
+        }
+        lingered
+    }
+
+    /// Everything that can be done without waiting. Ready when the connection is over and all that was to be said has
+    /// been said.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let received = self.poll_receive(cx)?;
+            let parsed = self.parse();
+            let completed = self.poll_complete(cx);
+            let sent = self.poll_send(cx)?;
+            let over = matches!(self.reading, Reading::Nothing(_)) || self.draining.is_some();
+            if over && self.pending.is_empty() && self.replies.bytes() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if !(received || parsed || completed || sent) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether one more request may be taken in.
+    fn has_room(&self) -> bool {
+        self.pending.len() < limits::REQUESTS_IN_FLIGHT
+            && self.pending_cost + self.replies.bytes() < limits::BYTES_IN_FLIGHT
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let over = matches!(self.reading, Reading::Nothing(_)) || self.draining.is_some();
+        if over || !self.has_room() {
+            return Ok(false);
+        }
+        self.make_room();
+        match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => {
+                // Replies still go out: the client may have closed its half only.
+                self.reading = Reading::Nothing(Ok(()));
+                Ok(true)
+            }
+            Poll::Ready(read) => read.map(|_| true),
+        }
+    }
+
+    /// Room in the input for the rest of the request that stands at its end, and for a good read.
+    fn make_room(&mut self) {
+        let frame = match self.input.first_chunk().and_then(RequestHeader::decode) {
+            Some(header) => RequestHeader::BYTES + header.payload(),
+            None => RequestHeader::BYTES,
+        };
+        let spare = self.input.capacity() - self.input.len();
+        let missing = frame.saturating_sub(self.input.len());
+        let large = frame > limits::RECEIVE_BYTES;
+        if spare >= if large { missing } else { missing.max(limits::RECEIVE_SPARE_BYTES) } {
+            return;
+        }
+        let capacity = frame.max(limits::RECEIVE_BYTES);
+        if large || !self.input.try_reclaim(capacity - self.input.len()) {
+            let mut fresh = BytesMut::with_capacity(capacity);
+            fresh.extend_from_slice(&self.input);
+            self.input = fresh;
+        }
+    }
+
+    /// Takes requests off the input and hands them to the device, as one batch.
+    fn parse(&mut self) -> bool {
+        if self.input.is_empty() {
+            return false;
+        }
+        let mut parsed = false;
+        let mut submitted = false;
+        self.terms.geometry = self.device.geometry();
+        while self.has_room() {
+            if let Reading::Refused { cookie, refusal, left } = self.reading {
+                let now = left.min(self.input.len());
+                self.input.advance(now);
+                if now < left {
+                    self.reading = Reading::Refused { cookie, refusal, left: left - now };
+                    break;
+                }
+                self.reading = Reading::Request;
+                self.answer_error(cookie, refusal);
+                parsed = true;
+            }
+            if let Reading::Nothing(_) = self.reading {
+                break;
+            }
+            let Some(bytes) = self.input.first_chunk() else { break };
+            let Some(header) = RequestHeader::decode(bytes) else {
+                self.reading = Reading::Nothing(Err(ConnectionError::RequestMagic));
+                break;
+            };
+            parsed = true;
+            if header.command == command::DISC {
+                self.reading = Reading::Nothing(Ok(()));
+                break;
+            }
+            let checked = match self.draining {
+                Some(_) => Err((Errno::ESHUTDOWN, "the server is shutting down")),
+                None => request::check(&header, &self.terms),
+            };
+            if let Err(refusal) = checked {
+                self.input.advance(RequestHeader::BYTES);
+                let (cookie, left) = (header.cookie, header.payload());
+                self.reading = Reading::Refused { cookie, refusal, left };
+                continue;
+            }
+            let Some(data) = self.take_payload(header.payload()) else {
+                parsed = false;
+                break;
+            };
+            let pending = Pending::new(&header);
+            self.pending_cost += pending.cost();
+            let token = self.pending.insert(pending) as u64;
+            self.queue.submit(Request { token, op: request::operation(&header, data) });
+            submitted = true;
+        }
+        if submitted {
+            self.queue.kick();
+        }
+        parsed || submitted
+    }
+
+    /// Takes the header off the input, and so many bytes of payload; `None` if they are not all there.
+    fn take_payload(&mut self, payload: usize) -> Option<Bytes> {
+        if payload == 0 {
+            self.input.advance(RequestHeader::BYTES);
+            return Some(Bytes::new());
+        }
+        let frame = RequestHeader::BYTES + payload;
+        if self.input.len() < frame {
+            return None;
+        }
+        self.input.advance(RequestHeader::BYTES);
+        let data = self.input.split_to(payload).freeze();
+        if frame > limits::RECEIVE_BYTES {
+            // A buffer made for this payload goes with it.
+            self.input = BytesMut::from(&self.input[..]);
+        }
+        Some(data)
+    }
+
+    /// Turns what the device has completed into replies.
+    fn poll_complete(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        let ready = self.queue.poll_completions(cx, &mut completions).is_ready();
+        for Completion { token, result } in completions.drain(..) {
+            match self.pending.try_remove(token as usize) {
+                Some(request) => {
+                    self.pending_cost -= request.cost();
+                    self.answer(&request, result);
+                }
+                None => tracing::error!(token, "the device completed a request it did not have"),
+            }
+        }
+        self.completions = completions;
+        ready
+    }
+
+    fn answer(&mut self, request: &Pending, result: Result<Outcome, Errno>) {
+        let fits = match (&result, request.command) {
+            (Ok(Outcome::Read(data)), command::READ) => data.len() == u64::from(request.len),
+            (Ok(Outcome::Extents(extents)), command::BLOCK_STATUS) => {
+                extents.first().is_some_and(|extent| extent.len > 0)
+            }
+            (Ok(Outcome::Done), command::READ | command::BLOCK_STATUS) => false,
+            (Ok(Outcome::Done) | Err(_), _) => true,
+            _ => false,
+        };
+        if !fits {
+            tracing::error!(
+                command = request.command,
+                offset = request.offset,
+                len = request.len,
+                "the device's answer does not fit the request"
+            );
+            return self.answer_error(request.cookie, (Errno::EIO, Errno::EIO.message()));
+        }
+        match result {
+            Ok(Outcome::Read(data)) => self.replies.read(request, data, self.terms.structured),
+            Ok(Outcome::Extents(extents)) => self.replies.extents(request, &extents),
+            Ok(Outcome::Done) => self.replies.done(request.cookie),
+            Err(errno) => return self.answer_error(request.cookie, refusal(request, errno)),
+        }
+        self.count();
+    }
+
+    fn answer_error(&mut self, cookie: u64, refusal: Refusal) {
+        self.replies.error(cookie, refusal, self.terms.structured);
+        self.count();
+    }
+
+    fn count(&self) {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sends replies until there are none left, or the socket takes no more.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut sent = false;
+        while self.replies.bytes() > 0 {
+            let mut slices = [IoSlice::new(&[]); limits::WRITE_PIECES];
+            let filled = self.replies.fill(&mut slices);
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..filled]) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => self.replies.advance(written?),
+            }
+            sent = true;
+        }
+        Ok(sent)
+    }
+
+    /// Closes our half, and waits for the client to close its own.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        loop {
+            self.input.clear();
+            self.input.reserve(4096);
+            if self.stream.read_buf(&mut self.input).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl<S> Drop for Transmission<'_, S> {
+    fn drop(&mut self) {
+        let left = self.pending.len() as u64;
+        self.counters.abandoned.fetch_add(left, Ordering::Relaxed);
+        if let Some(in_flight) = self.draining {
+            let drained = (in_flight as u64).saturating_sub(left);
+            self.counters.drained.fetch_add(drained, Ordering::Relaxed);
+        }
+    }
+}

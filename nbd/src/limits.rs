@@ -1,0 +1,48 @@
+//! Every maximum of the server, each with its reason.
+
+use std::time::Duration;
+
+/// Connections served at once. A client opens one per core at most; this is room for many clients, and less than the
+/// open files a process is usually allowed (1024 before systemd's own limits).
+pub const CONNECTIONS: usize = 900;
+
+/// How long a client may take from one option to the next (and for the first words). A person in `nbdsh` types that
+/// slowly; a connection that was forgotten is gone after it.
+pub const HANDSHAKE_IDLE: Duration = Duration::from_secs(60);
+
+/// A string: names, descriptions, queries, messages; in bytes. The NBD protocol's own limit.
+pub const STRING_BYTES: usize = 4096;
+
+/// The data of one option, in bytes: an export name and a handful of metadata queries of the longest kind.
+pub const OPTION_BYTES: usize = 64 << 10;
+
+/// The receive buffer of a connection, in bytes: one read takes 32 writes of 4 KiB with room to spare, and no more
+/// than a socket buffer usually holds. Memory is only touched as bytes arrive.
+pub const RECEIVE_BYTES: usize = 256 << 10;
+
+/// The least a read from the socket asks for, in bytes: with less room left than this, a new buffer is begun.
+pub const RECEIVE_SPARE_BYTES: usize = 32 << 10;
+
+/// The longest read or write, in bytes. 32 MiB is what the protocol document expects every server to take.
+pub const TRANSFER_BYTES: u32 = 32 << 20;
+
+/// Requests of one connection in the device at once. Linux' own client has 128, fio and nbdcopy are run with up to 256.
+pub const REQUESTS_IN_FLIGHT: usize = 512;
+
+/// Payload of one connection in the device or waiting to be sent, in bytes. Two of the longest requests: one in
+/// flight while the next arrives.
+pub const BYTES_IN_FLIGHT: u64 = 64 << 20;
+
+/// Pieces given to one vectored write: 64 replies to reads. The kernel takes 1024, but a socket buffer is full before.
+pub const WRITE_PIECES: usize = 128;
+
+/// Descriptors in one reply to a block status request; the client asks again where they end. The protocol document
+/// allows 2^20, but 512 such replies at once would be gigabytes.
+pub const EXTENTS: usize = 1 << 16;
+
+/// How long a connection that is closed by the server waits for the client to close as well. Closing a socket with
+/// unread bytes in it resets the connection, and the last replies may be lost.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+/// How long nothing is accepted after accepting failed (usually for want of file descriptors).
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
