@@ -1,1 +1,3 @@
 //! A complete RBD client in Rust.
+
+pub mod config;

@@ -1,1 +1,3 @@
 //! RBD image maths and class-method payloads.
+
+pub mod features;

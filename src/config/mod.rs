@@ -1,0 +1,409 @@
+//! Where the cluster is and who we are: what `ceph.conf`, the environment and the command line say, as Ceph's own
+//! clients read them.
+//!
+//! Of an option's settings the first that there is counts: command line, `CEPH_ARGS` (or `CEPH_KEYRING`), the file's
+//! `[client.NAME]`, `[client]` and `[global]`, default. Options that nothing here reads are ignored.
+
+mod args;
+mod file;
+mod mon_host;
+mod values;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::msgr::auth::{ConnectionMode, method};
+use proto::rbd::features::Features;
+use thiserror::Error;
+
+pub use args::{Args, HELP};
+pub use mon_host::MonHost;
+pub use values::Origin;
+
+use file::ConfFile;
+use values::{Value, Values};
+
+/// What the configuration is read from: the process's environment and the file system, or a test's own.
+pub trait Environment {
+    /// An environment variable.
+    fn var(&self, name: &str) -> Option<String>;
+    /// A whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// This host's name, up to the first dot.
+    fn hostname(&self) -> String;
+    /// This process.
+    fn pid(&self) -> u32;
+}
+
+/// The environment of this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process;
+
+impl Environment for Process {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn hostname(&self) -> String {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        name.trim().split('.').next().unwrap_or_default().to_owned()
+    }
+
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+}
+
+/// Why there is no configuration to work with.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// None of the files that were asked for exists.
+    #[error("no configuration file: {} not found", list(.searched))]
+    NoFile {
+        /// The files.
+        searched: Vec<PathBuf>,
+    },
+    /// A file that is there cannot be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line that means nothing.
+    #[error("{}:{line}: expected {expected}", .path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What might stand there.
+        expected: &'static str,
+    },
+    /// An option that is set to what it cannot be.
+    #[error("{option} = {value:?} (set in {origin}): expected {expected}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// Its value, expanded.
+        value: String,
+        /// Where it is set.
+        origin: Origin,
+        /// What it might be.
+        expected: String,
+    },
+    /// An option without the value that it takes.
+    #[error("option {option} needs a value")]
+    NoValue {
+        /// As it was given.
+        option: String,
+    },
+    /// `-n` with something that is no name.
+    #[error("{0:?} is no name: expected TYPE.ID, such as client.admin")]
+    Name(String),
+    /// Nothing says where the monitors are.
+    #[error("no monitors: set \"mon host\" in {place}, or give -m")]
+    NoMonitors {
+        /// Where it could be set.
+        place: String,
+    },
+    /// Monitors that do not speak messenger v2.
+    #[error(
+        "mon_host = {value:?} (set in {origin}) has only messenger v1 addresses; messenger v2 (usually port 3300) is \
+         needed: enable it with \"ceph mon enable-msgr2\" and add its address"
+    )]
+    OnlyV1 {
+        /// The value.
+        value: String,
+        /// Where it is set.
+        origin: Origin,
+    },
+    /// Names of monitors that cannot be looked up.
+    #[error("cannot look up the monitors {names}: {source}")]
+    Lookup {
+        /// The names.
+        names: String,
+        /// Why not the last of them.
+        source: io::Error,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Where our key comes from. Read, not yet understood.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// `key = …`: base64.
+    Key {
+        /// The text.
+        text: String,
+        /// Where it is set.
+        origin: Origin,
+    },
+    /// `keyfile = …`: a file with nothing but base64.
+    Keyfile {
+        /// The file.
+        path: PathBuf,
+        /// Its content.
+        text: String,
+    },
+    /// The first of the `keyring` files that can be read.
+    Keyring {
+        /// The file.
+        path: PathBuf,
+        /// Its content.
+        text: String,
+    },
+    /// Nothing. That is enough where the cluster asks for no key.
+    Nothing {
+        /// What was tried, and why each is none.
+        tried: Vec<(PathBuf, String)>,
+    },
+}
+
+/// How to reach a cluster, and as whom.
+#[derive(Clone)]
+pub struct Config {
+    /// The cluster's name, which is `ceph` unless several are administered from one host.
+    pub cluster: String,
+    /// Who we are: `client.admin`.
+    pub name: String,
+    /// The file that was read, if there is one.
+    pub path: Option<PathBuf>,
+    /// Where the monitors are.
+    pub monitors: Vec<MonHost>,
+    /// How we may authenticate ([`method`]), preferred first.
+    pub auth_methods: Vec<u32>,
+    /// Our key.
+    pub key: KeySource,
+    /// How connections to OSDs may be protected, preferred first.
+    pub client_modes: Vec<ConnectionMode>,
+    /// How connections to monitors may be protected, preferred first.
+    pub mon_modes: Vec<ConnectionMode>,
+    /// How long to wait for the monitors before the first map.
+    pub mount_timeout: Duration,
+    /// How long an operation may take before it fails; `None` waits for ever.
+    pub osd_op_timeout: Option<Duration>,
+    /// How long a monitor command may take before it fails; `None` waits for ever.
+    pub mon_op_timeout: Option<Duration>,
+    /// Operations in flight, at most.
+    pub inflight_ops: u64,
+    /// Bytes in flight, at most.
+    pub inflight_bytes: u64,
+    /// What new images are like.
+    pub rbd: RbdDefaults,
+}
+
+/// Options whose names begin with `rbd_`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RbdDefaults {
+    /// The pool of an image that is named without one.
+    pub pool: String,
+    /// Features of a new image.
+    pub features: Features,
+    /// Whether somebody set them: only then may one that is not supported be an error.
+    pub features_set: bool,
+    /// Object size of a new image, as a power of two.
+    pub order: u8,
+    /// Stripe unit of a new image in bytes, or 0.
+    pub stripe_unit: u64,
+    /// Stripe count of a new image, or 0.
+    pub stripe_count: u64,
+    /// The pool for a new image's data, if it is another one.
+    pub data_pool: Option<String>,
+    /// Objects that are worked on at a time when an image is removed or resized.
+    pub concurrent_management_ops: u64,
+}
+
+const USUAL_FILES: &str = "/etc/ceph/$cluster.conf,$home/.ceph/$cluster.conf,$cluster.conf";
+
+impl Config {
+    /// Reads the configuration. `args` are the Ceph options of the command line.
+    pub fn load(args: &Args, environment: &dyn Environment) -> Result<Self, ConfigError> {
+        let env_args = Args::from_env(&environment.var("CEPH_ARGS").unwrap_or_default())?;
+        let cluster = args.cluster.clone().or_else(|| env_args.cluster.clone());
+        let asked = args.conf.as_deref().or(env_args.conf.as_deref());
+        let name = args.name.as_deref().or(env_args.name.as_deref()).unwrap_or("client.admin");
+        let kinds = ["auth", "mon", "osd", "mds", "mgr", "client"];
+        if !name.split_once('.').is_some_and(|(kind, id)| kinds.contains(&kind) && !id.is_empty()) {
+            return Err(ConfigError::Name(name.to_owned()));
+        }
+
+        let mut values = Values {
+            command_line: args,
+            env_args: &env_args,
+            env_keyring: environment.var("CEPH_KEYRING"),
+            file: ConfFile::default(),
+            path: None,
+            cluster: cluster.clone().unwrap_or_else(|| "ceph".to_owned()),
+            name,
+            environment,
+        };
+        let variable = environment.var("CEPH_CONF");
+        let files = asked.or(variable.as_deref());
+        let searched = values.read_file(files.unwrap_or(USUAL_FILES))?;
+        if let (None, Some(_)) = (&values.path, files) {
+            return Err(ConfigError::NoFile { searched });
+        }
+        // Without a name given, a file that is asked for names the cluster: x.conf is that of x.
+        if let (None, Some(_), Some(path)) = (cluster, asked, &values.path) {
+            let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Some((stem, _)) = file_name.split_once(".conf") {
+                values.cluster = stem.to_owned();
+            }
+        }
+        Self::from_values(&values, &searched)
+    }
+
+    fn from_values(values: &Values<'_>, searched: &[PathBuf]) -> Result<Self, ConfigError> {
+        let timeout = |option| {
+            let limit = values.get(option).duration()?;
+            Ok::<_, ConfigError>(Some(limit).filter(|limit| !limit.is_zero()))
+        };
+        Ok(Self {
+            cluster: values.cluster.clone(),
+            name: values.name.to_owned(),
+            monitors: monitors(values, searched)?,
+            auth_methods: auth_methods(values)?,
+            key: key_source(values)?,
+            client_modes: modes(&values.get("ms_client_mode"))?,
+            mon_modes: modes(&values.get("ms_mon_client_mode"))?,
+            mount_timeout: values.get("client_mount_timeout").duration()?,
+            osd_op_timeout: timeout("rados_osd_op_timeout")?,
+            mon_op_timeout: timeout("rados_mon_op_timeout")?,
+            inflight_ops: values.get("objecter_inflight_ops").count()?,
+            inflight_bytes: values.get("objecter_inflight_op_bytes").bytes()?,
+            rbd: rbd_defaults(values)?,
+            path: values.path.clone(),
+        })
+    }
+
+    /// The monitors' addresses, with names looked up. A name that is unknown is an error only if no other is known.
+    pub async fn monitor_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let mut addrs = Vec::new();
+        let mut failed = Vec::new();
+        let mut last = None;
+        for monitor in &self.monitors {
+            match monitor {
+                MonHost::Addr(addr) => addrs.push(*addr),
+                MonHost::Name(name, port) => {
+                    match tokio::net::lookup_host((name.as_str(), *port)).await {
+                        Ok(found) => addrs.extend(found),
+                        Err(error) => {
+                            failed.push(name.as_str());
+                            last = Some(error);
+                        }
+                    }
+                }
+            }
+        }
+        match last {
+            Some(source) if addrs.is_empty() => {
+                Err(ConfigError::Lookup { names: failed.join(", "), source })
+            }
+            _ => Ok(addrs),
+        }
+    }
+}
+
+fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, ConfigError> {
+    let value = values.get("mon_host");
+    let hosts = mon_host::parse(&value.text)
+        .map_err(|wrong| value.wrong(format!("addresses of monitors, but {wrong}")))?;
+    match (&values.path, hosts.v2.is_empty(), hosts.v1_only.is_empty()) {
+        (_, false, _) => Ok(hosts.v2),
+        (_, true, false) => Err(ConfigError::OnlyV1 { value: value.text, origin: value.origin }),
+        (Some(path), true, true) => {
+            Err(ConfigError::NoMonitors { place: path.display().to_string() })
+        }
+        (None, true, true) => {
+            Err(ConfigError::NoMonitors { place: format!("one of {}", list(searched)) })
+        }
+    }
+}
+
+fn auth_methods(values: &Values<'_>) -> Result<Vec<u32>, ConfigError> {
+    // The older name of one option for clients and servers overrides the newer, if it is set.
+    let older = values.get("auth_supported");
+    let value = if older.text.is_empty() { values.get("auth_client_required") } else { older };
+    let known = value.words().filter_map(|word| match word {
+        "cephx" => Some(method::CEPHX),
+        "none" => Some(method::NONE),
+        _ => None,
+    });
+    let methods: Vec<u32> = known.collect();
+    if methods.is_empty() { Err(value.wrong("cephx or none")) } else { Ok(methods) }
+}
+
+fn modes(value: &Value) -> Result<Vec<ConnectionMode>, ConfigError> {
+    let modes = value.words().map(|word| match word {
+        "crc" => Ok(ConnectionMode::Crc),
+        "secure" => Ok(ConnectionMode::Secure),
+        _ => Err(value.wrong("crc, secure, or both")),
+    });
+    let modes = modes.collect::<Result<Vec<_>, _>>()?;
+    if modes.is_empty() { Err(value.wrong("crc, secure, or both")) } else { Ok(modes) }
+}
+
+/// What counts is, first, a key itself, then a file with one, then keyrings (`KeyRing::from_ceph_context`).
+fn key_source(values: &Values<'_>) -> Result<KeySource, ConfigError> {
+    let read = |path: &Path| {
+        let bytes = values.environment.read(path)?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let Value { text, origin, .. } = values.get("key");
+    if !text.is_empty() {
+        return Ok(KeySource::Key { text, origin });
+    }
+    let keyfile = values.get("keyfile").text;
+    if !keyfile.is_empty() {
+        let path = PathBuf::from(keyfile);
+        return match read(&path) {
+            Ok(text) => Ok(KeySource::Keyfile { path, text }),
+            Err(source) => Err(ConfigError::Unreadable { path, source }),
+        };
+    }
+    let mut tried = Vec::new();
+    for path in values.get("keyring").words() {
+        let path = PathBuf::from(path);
+        match read(&path) {
+            Ok(text) => return Ok(KeySource::Keyring { path, text }),
+            Err(error) => tried.push((path, error.to_string())),
+        }
+    }
+    Ok(KeySource::Nothing { tried })
+}
+
+fn rbd_defaults(values: &Values<'_>) -> Result<RbdDefaults, ConfigError> {
+    let features = values.get("rbd_default_features");
+    let order = values.get("rbd_default_order");
+    let data_pool = values.get("rbd_default_data_pool").text;
+    Ok(RbdDefaults {
+        pool: values.get("rbd_default_pool").text,
+        features: features.text.parse().map_err(|_| {
+            features.wrong("a number, or names of features, such as layering,exclusive-lock")
+        })?,
+        features_set: features.origin != Origin::Default,
+        order: match u8::try_from(order.count()?) {
+            Ok(bits @ 12..=25) => bits,
+            _ => return Err(order.wrong("a power of two between 12 and 25")),
+        },
+        stripe_unit: values.get("rbd_default_stripe_unit").bytes()?,
+        stripe_count: values.get("rbd_default_stripe_count").count()?,
+        data_pool: Some(data_pool).filter(|pool| !pool.is_empty()),
+        concurrent_management_ops: values.get("rbd_concurrent_management_ops").count()?.max(1),
+    })
+}
+
+#[cfg(test)]
+mod tests;
