@@ -8,6 +8,18 @@ pub const FRAME_SEGMENT_BYTES: usize = 256 << 20;
 /// (Ceph's qa `huge-tickets.sh` makes some of 600 KiB).
 pub const HANDSHAKE_SEGMENT_BYTES: usize = 4 << 20;
 
+/// A whole handshake in each direction, in bytes: a few frames, all of which are signed in the end and so have to be
+/// kept.
+pub const HANDSHAKE_BYTES: usize = 3 * HANDSHAKE_SEGMENT_BYTES;
+
+/// What one connection has queued to send, in bytes, before it takes no further message. One message of any size always
+/// goes. Enough to keep a fast link busy; flow control belongs to whoever sends.
+pub const SEND_QUEUE_BYTES: usize = 64 << 20;
+
+/// How far ahead a receive buffer is made to grow for a frame that has been announced, in bytes, so that a length alone
+/// never takes much memory.
+pub const RECEIVE_AHEAD_BYTES: usize = 8 << 20;
+
 /// The payload of the msgr2 banner, in bytes: 16 today, room for extension.
 pub const BANNER_PAYLOAD_BYTES: usize = 1024;
 
