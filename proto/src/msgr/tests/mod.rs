@@ -12,7 +12,9 @@ use bytes::{Bytes, BytesMut};
 use super::auth::{
     AuthError, AuthRequest, ClientAuth, ConnectionMode, Established, ServerAuth, ServerStep, method,
 };
-use super::{ClientConfig, Connection, Error, Event, Header, Message, ServerConfig, Session, Timing};
+use super::{
+    ClientConfig, Connection, Error, Event, Header, Message, ServerConfig, Session, Timing,
+};
 use crate::types::{AddrType, EntityAddr, EntityAddrs, EntityName, EntityType, Instant};
 
 const KEY: &[u8] = b"a session key of any length";
@@ -224,4 +226,3 @@ fn message(tid: u64, front: usize, data: usize) -> Message {
 }
 
 const MODES: [ConnectionMode; 2] = [ConnectionMode::Crc, ConnectionMode::Secure];
-

@@ -28,10 +28,8 @@ fn messages_of_all_shapes_arrive_in_order() {
         shapes.iter().flat_map(|&front| shapes.iter().map(move |&data| (front, data))).collect();
     for mode in MODES {
         let (mut client, mut server) = pair(mode);
-        let sent: Vec<Message> = (1..)
-            .zip(&all)
-            .map(|(tid, &(front, data))| message(tid, front, data))
-            .collect();
+        let sent: Vec<Message> =
+            (1..).zip(&all).map(|(tid, &(front, data))| message(tid, front, data)).collect();
         // The first half before there is a session.
         let (early, late) = sent.split_at(sent.len() / 2);
         early.iter().for_each(|message| client.connection.send(message).unwrap());
