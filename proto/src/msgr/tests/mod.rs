@@ -175,11 +175,14 @@ impl End {
     }
 
     fn messages(&self) -> Vec<&Message> {
-        let message = |event| match event {
-            &Event::Message(ref message) => Some(message),
-            Event::Ready(_) => None,
-        };
-        self.events.iter().filter_map(message).collect()
+        let mut messages = Vec::new();
+        for event in &self.events {
+            match event {
+                Event::Message(message) => messages.push(message),
+                Event::Ready(_) => {}
+            }
+        }
+        messages
     }
 }
 
