@@ -1,3 +1,8 @@
-//! RBD image maths and class-method payloads.
+//! RBD image maths and class-method payloads: what an image is made of, and where each of its bytes is.
 
 pub mod features;
+pub mod layout;
+pub mod names;
+
+pub use features::{Features, Flags, OpFeatures};
+pub use layout::Layout;

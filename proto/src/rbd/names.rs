@@ -1,0 +1,145 @@
+//! The names of the objects that make up an image, and of those that a pool keeps for all its images
+//! (`src/include/rbd_types.h`).
+
+use std::fmt::Write;
+
+use crate::types::{PoolId, SnapId};
+
+/// Image names and ids of a pool (or of a namespace of it).
+pub const DIRECTORY: &str = "rbd_directory";
+/// What is known about the pool itself.
+pub const INFO: &str = "rbd_info";
+/// Names of the pool's namespaces.
+pub const NAMESPACES: &str = "rbd_namespace";
+/// Which images are clones of which snapshots, for clones of the first version.
+pub const CHILDREN: &str = "rbd_children";
+/// Images that were moved to the trash.
+pub const TRASH: &str = "rbd_trash";
+/// Whether and how images are mirrored.
+pub const MIRRORING: &str = "rbd_mirroring";
+/// Groups of images.
+pub const GROUPS: &str = "rbd_group_directory";
+
+/// The object that leads from an image's name to its id.
+pub fn id_object(image_name: &str) -> String {
+    format!("rbd_id.{image_name}")
+}
+
+/// The object that describes an image.
+pub fn header(image_id: &str) -> String {
+    format!("rbd_header.{image_id}")
+}
+
+/// The header of an image of the first format, which is not read here: only to tell that there is one.
+pub fn old_header(image_name: &str) -> String {
+    format!("{image_name}.rbd")
+}
+
+/// The bitmap of an image's objects, or of a snapshot's.
+pub fn object_map(image_id: &str, snap: SnapId) -> String {
+    match snap {
+        SnapId::HEAD => format!("rbd_object_map.{image_id}"),
+        SnapId(snap) => format!("rbd_object_map.{image_id}.{snap:016x}"),
+    }
+}
+
+/// What the names of a new image's data objects begin with. With a data pool the pool of the header is part of it,
+/// because images of several pools may share one data pool.
+pub fn data_prefix(image_id: &str, header_pool_if_data_is_elsewhere: Option<PoolId>) -> String {
+    match header_pool_if_data_is_elsewhere {
+        Some(pool) => format!("rbd_data.{pool}.{image_id}"),
+        None => format!("rbd_data.{image_id}"),
+    }
+}
+
+/// The names of an image's data objects. Only the number at the end is written anew for each.
+#[derive(Clone, Debug)]
+pub struct DataNames {
+    name: Vec<u8>,
+}
+
+const DIGITS: usize = 16;
+
+impl DataNames {
+    /// For the `object_prefix` of an image's header.
+    pub fn new(object_prefix: &str) -> Self {
+        let mut name = Vec::with_capacity(object_prefix.len() + 1 + DIGITS);
+        name.extend_from_slice(object_prefix.as_bytes());
+        name.push(b'.');
+        name.extend_from_slice(&[b'0'; DIGITS]);
+        Self { name }
+    }
+
+    /// The name of an object: the prefix, a dot, and its number in 16 hexadecimal digits.
+    #[inline]
+    pub fn of(&mut self, object: u64) -> &[u8] {
+        let mut rest = object;
+        for digit in self.name.iter_mut().rev().take(DIGITS) {
+            *digit = char::from_digit((rest & 0xf) as u32, 16).map_or(b'0', |c| c as u8);
+            rest >>= 4;
+        }
+        &self.name
+    }
+
+    /// The number of an object, if it is one of the image's.
+    pub fn number(&self, name: &[u8]) -> Option<u64> {
+        let (prefix, _) = self.name.split_at_checked(self.name.len().checked_sub(DIGITS)?)?;
+        let digits = name.strip_prefix(prefix)?;
+        let digits = std::str::from_utf8(digits).ok().filter(|digits| {
+            digits.len() == DIGITS && digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+        })?;
+        u64::from_str_radix(digits, 16).ok()
+    }
+}
+
+/// An id for a new image: the client's global id and 32 random bits, in hexadecimal (`librbd::util::generate_image_id`).
+pub fn image_id(global_id: u64, random: u32) -> String {
+    /// `RBD_MAX_BLOCK_NAME_SIZE` leaves the end of a longer id for nothing.
+    const LONGEST: usize = 14;
+
+    let mut id = String::with_capacity(24);
+    // Writing to a string does not fail.
+    let _ = write!(id, "{global_id:x}{random:x}");
+    id.split_off(id.len().saturating_sub(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_ceph_names_them() {
+        assert_eq!(id_object("a"), "rbd_id.a");
+        assert_eq!(header("101dff57a0a5"), "rbd_header.101dff57a0a5");
+        assert_eq!(object_map("101dff57a0a5", SnapId::HEAD), "rbd_object_map.101dff57a0a5");
+        assert_eq!(object_map("10", SnapId(0x4f)), "rbd_object_map.10.000000000000004f");
+        assert_eq!(data_prefix("10", None), "rbd_data.10");
+        assert_eq!(data_prefix("10", Some(PoolId(7))), "rbd_data.7.10");
+    }
+
+    #[test]
+    fn data_objects() {
+        let mut names = DataNames::new("rbd_data.7.10");
+        assert_eq!(names.of(0), b"rbd_data.7.10.0000000000000000");
+        assert_eq!(names.of(0xfedc_ba98_7654_3210), b"rbd_data.7.10.fedcba9876543210");
+        assert_eq!(names.of(255), b"rbd_data.7.10.00000000000000ff");
+        assert_eq!(names.number(b"rbd_data.7.10.00000000000000ff"), Some(255));
+        for other in [
+            &b"rbd_data.7.10.00000000000000fF"[..],
+            b"rbd_data.7.10.00000000000000f",
+            b"rbd_data.7.10.+0000000000000ff",
+            b"rbd_data.7.100.0000000000000000",
+            b"rbd_data.7.10.",
+            b"",
+        ] {
+            assert_eq!(names.number(other), None);
+        }
+    }
+
+    #[test]
+    fn ids_are_14_digits_at_most() {
+        assert_eq!(image_id(0x101d, 0xff57_a0a5), "101dff57a0a5");
+        assert_eq!(image_id(0x1_2345_6789, 0xff57_a0a5), "456789ff57a0a5");
+        assert_eq!(image_id(0x101d, 7), "101d7");
+    }
+}
