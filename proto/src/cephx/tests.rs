@@ -1,5 +1,7 @@
 //! Our client against our server, in memory: every mixture of key types, modes and methods, and every refusal.
 
+mod captured;
+
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
