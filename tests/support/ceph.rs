@@ -1,0 +1,421 @@
+//! A real Ceph cluster of the installed release on a loopback address of its own, up in a second, gone with its process.
+//!
+//! Two things make it fast: everything that can be is put into the monitors' first store by offline tools (keys, OSDs
+//! in the CRUSH map), so that no command waits for a Paxos round; and the monitors don't wait before they propose. The
+//! loss of a daemon is noticed in seconds. There is no manager: no client needs one.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::run::{Ran, run_in};
+
+/// How a cluster is to be. `Options::default()` is one memstore OSD, one monitor, cephx, and Ceph's default modes.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) osds: u32,
+    pub(crate) mons: u32,
+    pub(crate) store: Store,
+    pub(crate) auth: Auth,
+    pub(crate) mode: Mode,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { osds: 1, mons: 1, store: Store::Memstore, auth: Auth::Cephx, mode: Mode::Default }
+    }
+}
+
+/// Where OSDs keep objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// In memory: the fastest, and gone when the OSD ends.
+    Memstore,
+    /// In a file, as in production.
+    Bluestore,
+}
+
+/// Whether anybody has to prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Auth {
+    Cephx,
+    None,
+}
+
+/// Connection modes of messenger v2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As Ceph comes: secure to monitors, crc to OSDs.
+    Default,
+    Crc,
+    Secure,
+}
+
+/// A running cluster. It ends when this is dropped, and also when this process ends in any other way.
+pub(crate) struct Ceph {
+    dir: PathBuf,
+    ip: Ipv4Addr,
+    options: Options,
+    daemons: Mutex<BTreeMap<String, Child>>,
+    reaper: Mutex<Option<(Child, ChildStdin)>>,
+    /// Holding the UDP port keeps other test processes from taking the same address.
+    _address: UdpSocket,
+}
+
+/// Waits for its standard input to end, which it does however the test process ends, then ends the processes whose ids
+/// it was told and removes the folder. An id counts only while its command line names the folder: ids get reused.
+const REAPER: &str = r#"
+trap '' INT TERM HUP
+mine() { for p in $pids; do grep -aqsF -- "$1/" /proc/$p/cmdline && echo $p; done; }
+pids=
+while read -r p; do pids="$pids $p"; done
+for i in 1 2 3 4 5 6 7 8 9 10; do
+    left=$(mine "$1")
+    [ -n "$left" ] || break
+    kill -KILL $left 2>/dev/null
+    sleep 0.1
+done
+rm -rf -- "$1"
+"#;
+
+impl Ceph {
+    /// Starts a cluster with a pool `rbd` and returns when the pool takes writes.
+    pub(crate) fn start(options: Options) -> Self {
+        let (ip, address) = free_address();
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("ceph-{}-{number}", std::process::id()));
+        for sub in ["run", "log", "mon", "osd"] {
+            fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        let ceph = Self {
+            reaper: Mutex::new(Some(reaper(&dir))),
+            dir,
+            ip,
+            options,
+            daemons: Mutex::default(),
+            _address: address,
+        };
+        ceph.make();
+        for i in 0..ceph.options.mons {
+            ceph.start_mon(i);
+        }
+        for i in 0..ceph.options.osds {
+            ceph.start_osd(i);
+        }
+        ceph.create_pool("rbd");
+        ceph.rados(&["-p", "rbd", "create", "probe"]);
+        ceph.rados(&["-p", "rbd", "rm", "probe"]);
+        ceph
+    }
+
+    /// The cluster's `ceph.conf`.
+    pub(crate) fn conf(&self) -> PathBuf {
+        self.dir.join("ceph.conf")
+    }
+
+    /// The keyring that `ceph.conf` names: it has every key of the cluster, `client.admin`'s among them.
+    pub(crate) fn keyring(&self) -> PathBuf {
+        self.dir.join("keyring")
+    }
+
+    /// A folder for a test's own files. It goes with the cluster.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Address and port of monitor `i`.
+    pub(crate) fn mon_addr(&self, i: u32) -> String {
+        format!("{}:{}", self.ip, 3300 + i)
+    }
+
+    /// Runs a client program against this cluster.
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> Ran {
+        run_in(program, args, &[("CEPH_CONF", &self.conf())], 180)
+    }
+
+    /// `rbd`, which must succeed; its standard output.
+    #[track_caller]
+    pub(crate) fn rbd(&self, args: &[&str]) -> String {
+        self.run("rbd", args).ok()
+    }
+
+    /// `rados`, which must succeed; its standard output.
+    #[track_caller]
+    pub(crate) fn rados(&self, args: &[&str]) -> String {
+        self.run("rados", args).ok()
+    }
+
+    /// `ceph`, which must succeed; its standard output.
+    #[track_caller]
+    pub(crate) fn ceph(&self, args: &[&str]) -> String {
+        self.run("ceph", args).ok()
+    }
+
+    /// A replicated pool, ready for RBD.
+    #[track_caller]
+    pub(crate) fn create_pool(&self, name: &str) {
+        self.ceph(&["osd", "pool", "create", name, "32"]);
+        self.ceph(&["osd", "pool", "application", "enable", name, "rbd"]);
+    }
+
+    /// A new client with its own key; the keyring file that holds nothing else.
+    #[track_caller]
+    pub(crate) fn create_client(&self, name: &str, caps: &[&str]) -> PathBuf {
+        let keyring = self.dir.join(format!("{name}.keyring"));
+        let path = keyring.to_str().unwrap();
+        self.ceph(&[&["auth", "get-or-create", name], caps, &["-o", path]].concat());
+        keyring
+    }
+
+    pub(crate) fn start_mon(&self, i: u32) {
+        self.spawn("ceph-mon", &format!("mon.{}", mon_name(i)));
+    }
+
+    pub(crate) fn kill_mon(&self, i: u32) {
+        self.kill(&format!("mon.{}", mon_name(i)));
+    }
+
+    pub(crate) fn start_osd(&self, i: u32) {
+        self.spawn("ceph-osd", &format!("osd.{i}"));
+    }
+
+    /// Kills an OSD as a power cut would. With memstore its objects are gone.
+    pub(crate) fn kill_osd(&self, i: u32) {
+        self.kill(&format!("osd.{i}"));
+    }
+
+    /// The process id of a daemon, for instance `osd.0`.
+    pub(crate) fn pid(&self, daemon: &str) -> u32 {
+        self.daemons.lock().unwrap()[daemon].id()
+    }
+
+    /// Has the reaper end that process, too, should this one not come to it. Its command line must name [`Ceph::dir`].
+    pub(crate) fn reap(&self, pid: u32) {
+        if let Some((_, stdin)) = self.reaper.lock().unwrap().as_mut() {
+            writeln!(stdin, "{pid}").expect("the reaper reads");
+        }
+    }
+
+    /// Writes configuration and keys, and makes the stores of all daemons.
+    fn make(&self) {
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+        fs::write(self.conf(), self.conf_text(uuid.trim())).unwrap();
+
+        let all = ["mon", "osd", "mgr"];
+        let keyring = Keyring::new(self.keyring());
+        keyring.add("mon.", &[("mon", "allow *")]);
+        keyring.add("client.admin", &all.map(|daemon| (daemon, "allow *")));
+        for i in 0..self.options.osds {
+            let caps =
+                [("mon", "allow profile osd"), ("mgr", "allow profile osd"), ("osd", "allow *")];
+            keyring.add(&format!("osd.{i}"), &caps);
+        }
+
+        let path = |name: &str| self.dir.join(name).to_str().unwrap().to_owned();
+        let (monmap, osdmap) = (path("monmap"), path("osdmap"));
+        let mut args = vec!["--create".to_owned(), "--fsid".to_owned(), uuid.trim().to_owned()];
+        for i in 0..self.options.mons {
+            args.extend([
+                "--addv".to_owned(),
+                mon_name(i).to_owned(),
+                format!("[v2:{}]", self.mon_addr(i)),
+            ]);
+        }
+        args.push(monmap.clone());
+        self.run("monmaptool", &args.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+        let osds = self.options.osds.to_string();
+        self.run("osdmaptool", &["--createsimple", &osds, &osdmap]).ok();
+
+        let conf = path("ceph.conf");
+        let maps = ["--monmap", &monmap, "--osdmap", &osdmap, "--keyring", keyring.path()];
+        for i in 0..self.options.mons {
+            fs::create_dir_all(self.dir.join("mon").join(mon_name(i))).unwrap();
+            let who = ["-c", &conf, "-i", mon_name(i), "--mkfs"];
+            self.run("ceph-mon", &[&who[..], &maps].concat()).ok();
+        }
+        // The slow part with bluestore, so all at once. Without --no-mon-config an OSD asks the monitors first.
+        std::thread::scope(|scope| {
+            for i in 0..self.options.osds {
+                let (conf, keyring) = (&conf, keyring.path());
+                scope.spawn(move || {
+                    let id = i.to_string();
+                    fs::create_dir_all(self.dir.join("osd").join(&id)).unwrap();
+                    let who =
+                        ["-c", conf, "-i", &id, "--mkfs", "--no-mon-config", "--keyring", keyring];
+                    self.run("ceph-osd", &who).ok();
+                });
+            }
+        });
+    }
+
+    fn conf_text(&self, fsid: &str) -> String {
+        let Options { osds, mons, store, auth, mode } = &self.options;
+        let hosts: Vec<_> = (0..*mons).map(|i| format!("[v2:{}]", self.mon_addr(i))).collect();
+        let names: Vec<_> = (0..*mons).map(mon_name).collect();
+        let auth = if *auth == Auth::Cephx { "cephx" } else { "none" };
+        let store = if *store == Store::Memstore { "memstore" } else { "bluestore" };
+        let mut modes = String::new();
+        for option in ["cluster", "service", "client", "mon_cluster", "mon_service", "mon_client"] {
+            match mode {
+                Mode::Default => {}
+                Mode::Crc => writeln!(modes, "ms_{option}_mode = crc").unwrap(),
+                Mode::Secure => writeln!(modes, "ms_{option}_mode = secure").unwrap(),
+            }
+        }
+        format!(
+            "[global]
+fsid = {fsid}
+mon host = {hosts}
+mon initial members = {names}
+auth cluster required = {auth}
+auth service required = {auth}
+auth client required = {auth}
+{modes}keyring = {dir}/keyring
+run dir = {dir}/run
+admin socket = {dir}/run/$name.asok
+log file = {dir}/log/$name.log
+crash dir = {dir}/log
+public addr = {ip}
+cluster addr = {ip}
+ms bind msgr1 = false
+osd pool default size = {size}
+osd pool default min size = 1
+osd crush chooseleaf type = 0
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon allow pool delete = true
+mon max pg per osd = 1000
+[client]
+admin socket =
+log file =
+[mon]
+mon data = {dir}/mon/$id
+mon data avail crit = 0
+auth allow insecure global id reclaim = false
+paxos propose interval = 0.05
+paxos min wait = 0.01
+mon lease = 1
+mon election timeout = 1
+[osd]
+osd data = {dir}/osd/$id
+osd objectstore = {store}
+memstore device bytes = 4294967296
+bluestore block size = 10737418240
+bluestore block create = true
+bluestore fsck on mkfs = false
+bluestore cache autotune = false
+bluestore cache size = 134217728
+osd class load list = *
+osd class default list = *
+osd crush update on start = false
+osd memory target = 1073741824
+osd op queue = wpq
+osd heartbeat interval = 1
+osd heartbeat grace = 5
+",
+            hosts = hosts.join(","),
+            names = names.join(","),
+            dir = self.dir.display(),
+            ip = self.ip,
+            size = (*osds).min(3),
+        )
+    }
+
+    fn spawn(&self, program: &str, name: &str) {
+        let id = name.split_once('.').unwrap().1;
+        let log = File::create(self.dir.join("log").join(format!("{name}.out"))).unwrap();
+        let child = Command::new(program)
+            .args(["-f", "-i", id, "-c", self.conf().to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{program}: {e}; tests/install installs it"));
+        self.reap(child.id());
+        let before = self.daemons.lock().unwrap().insert(name.to_owned(), child);
+        assert!(before.is_none(), "{name} is running");
+    }
+
+    fn kill(&self, name: &str) {
+        let child = self.daemons.lock().unwrap().remove(name);
+        let mut child = child.unwrap_or_else(|| panic!("{name} is not running"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Ceph {
+    fn drop(&mut self) {
+        for child in self.daemons.get_mut().unwrap_or_else(|e| e.into_inner()).values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Some((mut reaper, stdin)) = self.reaper.get_mut().ok().and_then(Option::take) {
+            drop(stdin);
+            let _ = reaper.wait();
+        }
+    }
+}
+
+/// Builds a keyring file with `ceph-authtool`.
+struct Keyring(String);
+
+impl Keyring {
+    fn new(path: PathBuf) -> Self {
+        Self(path.to_str().unwrap().to_owned())
+    }
+
+    fn path(&self) -> &str {
+        &self.0
+    }
+
+    fn add(&self, name: &str, caps: &[(&str, &str)]) {
+        let mut args = vec![self.path(), "--gen-key", "-n", name];
+        if !Path::new(self.path()).exists() {
+            args.push("--create-keyring");
+        }
+        for (service, cap) in caps {
+            args.extend(["--cap", service, cap]);
+        }
+        run_in("ceph-authtool", &args, &[], 30).ok();
+    }
+}
+
+fn mon_name(i: u32) -> &'static str {
+    ["a", "b", "c", "d", "e"][i as usize]
+}
+
+/// A loopback address that no other cluster of these tests has, so that all can use Ceph's own ports.
+fn free_address() -> (Ipv4Addr, UdpSocket) {
+    let start = std::process::id();
+    for n in 0..1000 {
+        let [.., b, c] = (start.wrapping_mul(64) + n).to_be_bytes();
+        let ip = Ipv4Addr::new(127, 91, b, c.max(1));
+        if let Ok(socket) = UdpSocket::bind((ip, 3300)) {
+            return (ip, socket);
+        }
+    }
+    panic!("no loopback address is free");
+}
+
+fn reaper(dir: &Path) -> (Child, ChildStdin) {
+    let mut child = Command::new("setsid")
+        .args(["sh", "-c", REAPER, "reaper", dir.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("util-linux' setsid");
+    // So that it has its traps before anybody interrupts this process group.
+    std::thread::sleep(Duration::from_millis(20));
+    let stdin = child.stdin.take().unwrap();
+    (child, stdin)
+}
