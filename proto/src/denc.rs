@@ -356,27 +356,102 @@ pub fn decode<T: Decode>(bytes: &[u8], what: &'static str) -> Result<T> {
     T::decode(&mut Reader::new(bytes, what))
 }
 
-impl Decode for u32 {
-    fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        r.u32()
-    }
+macro_rules! integers {
+    ($($integer:ident $put:ident;)*) => {$(
+        impl Decode for $integer {
+            #[inline]
+            fn decode(r: &mut Reader<'_>) -> Result<Self> {
+                r.$integer()
+            }
+        }
+
+        impl Encode for $integer {
+            #[inline]
+            fn encode(&self, w: &mut BytesMut) {
+                w.$put(*self);
+            }
+        }
+    )*};
 }
 
-impl Decode for u64 {
-    fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        r.u64()
-    }
-}
-
-impl Decode for i32 {
-    fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        r.i32()
-    }
+integers! {
+    bool put_bool;
+    u8 put_u8;
+    u16 put_u16_le;
+    u32 put_u32_le;
+    u64 put_u64_le;
+    i32 put_i32_le;
+    i64 put_i64_le;
 }
 
 impl Decode for String {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         r.string()
+    }
+}
+
+impl Encode for String {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_str(self);
+    }
+}
+
+impl Decode for Bytes {
+    /// A length-prefixed run of bytes, copied.
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        r.blob().map(Self::copy_from_slice)
+    }
+}
+
+impl Encode for Bytes {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_blob(self);
+    }
+}
+
+impl<T: Decode> Decode for Option<T> {
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        r.option(T::decode)
+    }
+}
+
+impl<T: Encode> Encode for Option<T> {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_bool(self.is_some());
+        if let Some(value) = self {
+            w.put_value(value);
+        }
+    }
+}
+
+impl<T: Decode> Decode for Vec<T> {
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        r.list(1, T::decode)
+    }
+}
+
+impl<T: Encode> Encode for Vec<T> {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_count(self.len());
+        for element in self {
+            w.put_value(element);
+        }
+    }
+}
+
+impl<K: Decode + Ord, V: Decode> Decode for BTreeMap<K, V> {
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        r.map(1, |r| Ok((K::decode(r)?, V::decode(r)?)))
+    }
+}
+
+impl<K: Encode, V: Encode> Encode for BTreeMap<K, V> {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_count(self.len());
+        for (key, value) in self {
+            w.put_value(key);
+            w.put_value(value);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! RBD image maths and class-method payloads: what an image is made of, and where each of its bytes is.
 
+pub mod cls;
 pub mod features;
 pub mod layout;
 pub mod names;
