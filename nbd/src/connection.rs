@@ -136,6 +136,7 @@ struct Transmission<'a, S> {
     counters: &'a Counters,
     input: BytesMut,
     reading: Reading,
+    end_of_input: bool,
     /// Requests the device has; their keys are the tokens.
     pending: Slab<Pending>,
     /// What these may take, in bytes.
@@ -153,7 +154,7 @@ enum Reading {
     /// The payload of a request that is refused, of which so many bytes are still to come. The reply waits for them:
     /// clients don't expect one before they have sent everything.
     Refused { cookie: u64, refusal: Refusal, left: usize },
-    /// Nothing more: the client will not send more, or must not.
+    /// Nothing more: the client has said so, or cannot be understood.
     Nothing(Result<(), ConnectionError>),
 }
 
@@ -168,6 +169,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
             counters,
             input,
             reading: Reading::Request,
+            end_of_input: false,
             pending: Slab::with_capacity(64),
             pending_cost: 0,
             completions: Vec::with_capacity(64),
@@ -185,14 +187,13 @@ impl<'a, S: Stream> Transmission<'a, S> {
             self.poll(cx)
         })
         .await;
-        let lingered = match std::mem::replace(&mut self.reading, Reading::Nothing(Ok(()))) {
-            Reading::Nothing(reason) => end.map_err(ConnectionError::from).and(reason),
-            _ => end.map_err(ConnectionError::from),
-        };
-        if !matches!(lingered, Err(ConnectionError::Io(_))) {
-            let _ = timeout(limits::LINGER, self.linger()).await;
+        // A socket that failed has nothing to wait for.
+        end?;
+        let _ = timeout(limits::LINGER, self.linger()).await;
+        match std::mem::replace(&mut self.reading, Reading::Request) {
+            Reading::Nothing(reason) => reason,
+            _ => Ok(()),
         }
-        lingered
     }
 
     /// Everything that can be done without waiting. Ready when the connection is over and all that was to be said has
@@ -203,14 +204,20 @@ impl<'a, S: Stream> Transmission<'a, S> {
             let parsed = self.parse();
             let completed = self.poll_complete(cx);
             let sent = self.poll_send(cx)?;
-            let over = matches!(self.reading, Reading::Nothing(_)) || self.draining.is_some();
-            if over && self.pending.is_empty() && self.replies.bytes() == 0 {
+            if received || parsed || completed || sent {
+                continue;
+            }
+            // With nothing in flight there was room, so what is left of the input is no whole request.
+            if self.is_last_read() && self.pending.is_empty() && self.replies.bytes() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            if !(received || parsed || completed || sent) {
-                return Poll::Pending;
-            }
+            return Poll::Pending;
         }
+    }
+
+    /// Whether nothing more will be read from the socket.
+    fn is_last_read(&self) -> bool {
+        self.end_of_input || self.draining.is_some() || matches!(self.reading, Reading::Nothing(_))
     }
 
     /// Whether one more request may be taken in.
@@ -220,8 +227,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        let over = matches!(self.reading, Reading::Nothing(_)) || self.draining.is_some();
-        if over || !self.has_room() {
+        if self.is_last_read() || !self.has_room() {
             return Ok(false);
         }
         self.make_room();
@@ -229,7 +235,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(0)) => {
                 // Replies still go out: the client may have closed its half only.
-                self.reading = Reading::Nothing(Ok(()));
+                self.end_of_input = true;
                 Ok(true)
             }
             Poll::Ready(read) => read.map(|_| true),
@@ -428,5 +434,62 @@ impl<S> Drop for Transmission<'_, S> {
             let drained = (in_flight as u64).saturating_sub(left);
             self.counters.drained.fetch_add(drained, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Geometry;
+    use crate::exports::Export;
+    use crate::memory::MemoryDevice;
+
+    /// What a connection ended with, when its client says `words` with pauses of `pause` seconds between them.
+    async fn ended(words: &[&[u8]], pause: u64) -> (Result<(), ConnectionError>, u64) {
+        let disk = Export::new("disk", MemoryDevice::new(Geometry::new(4096)));
+        let (mut client, server) = tokio::io::duplex(4096);
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let counters = Counters::default();
+        let began = Instant::now();
+        let talk = async {
+            for word in words {
+                if client.write_all(word).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_secs(pause)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            end = serve(server, Exports::new(vec![disk]).unwrap(), &counters, phase) => {
+                (end, began.elapsed().as_secs())
+            }
+            () = talk => unreachable!("it waits for ever"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_left() {
+        let (end, seconds) = ended(&[], 0).await;
+        assert!(matches!(end, Err(ConnectionError::HandshakeIdle)), "{end:?}");
+        assert_eq!(seconds, limits::HANDSHAKE_IDLE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dripping_bytes_do_not_count_as_saying_something() {
+        let words: Vec<&[u8]> = b"\0\0\0\x03IHAVEOPT\0\0\0\x03".chunks(1).collect();
+        let (end, seconds) = ended(&words, limits::HANDSHAKE_IDLE.as_secs() / 4).await;
+        assert!(matches!(end, Err(ConnectionError::HandshakeIdle)), "{end:?}");
+        assert_eq!(seconds, limits::HANDSHAKE_IDLE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_options_do() {
+        let list: &[u8] = b"IHAVEOPT\0\0\0\x03\0\0\0\0";
+        let pause = limits::HANDSHAKE_IDLE.as_secs() - 10;
+        let (end, seconds) = ended(&[b"\0\0\0\x03", list, list, list], pause).await;
+        assert!(matches!(end, Err(ConnectionError::HandshakeIdle)), "{end:?}");
+        // The hello alone moves nothing, each of the three options after it does.
+        assert_eq!(seconds, 3 * pause + limits::HANDSHAKE_IDLE.as_secs());
     }
 }
