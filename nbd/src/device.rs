@@ -1,9 +1,9 @@
 //! The seam between a block device and whatever serves it: a queue of requests in, batches of completions out.
 //!
 //! It has the shape of io_uring and ublk: nothing is spawned, boxed or sent per request. A server takes everything that
-//! is ready, [`submit`](Queue::submit)s each request, [`kick`](Queue::kick)s once, and takes completions in batches with
-//! [`poll_completions`](Queue::poll_completions), in whatever order they come. [`memory`](crate::memory) is the smallest
-//! complete example.
+//! is ready, [`submit`](Queue::submit)s each request, [`kick`](Queue::kick)s once, and takes completions in batches
+//! with [`poll_completions`](Queue::poll_completions), in whatever order they come. [`memory`](crate::memory) is the
+//! smallest complete example.
 
 use std::fmt;
 use std::task::{Context, Poll};

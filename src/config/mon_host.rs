@@ -1,8 +1,8 @@
 //! `mon host`: where the monitors are, in each of the forms that Ceph takes.
 //!
-//! `[v2:a:3300/0,v1:a:6789/0]` names one monitor's addresses for both messengers; `a,b c;d` are monitors at addresses or
-//! names whose port tells the messenger: none means 3300 (Ceph tries 6789 with messenger v1 as well), 6789 means v1, any
-//! other v2 (`MonMap::_add_ambiguous_addr`).
+//! `[v2:a:3300/0,v1:a:6789/0]` names one monitor's addresses for both messengers; `a,b c;d` are monitors at addresses
+//! or names whose port tells the messenger: none means 3300 (Ceph tries 6789 with messenger v1 as well), 6789 means v1,
+//! any other v2 (`MonMap::_add_ambiguous_addr`).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

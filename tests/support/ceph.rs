@@ -1,4 +1,5 @@
-//! A real Ceph cluster of the installed release on a loopback address of its own, up in a second, gone with its process.
+//! A real Ceph cluster of the installed release on a loopback address of its own, up in a second, gone with its
+//! process.
 //!
 //! Two things make it fast: everything that can be is put into the monitors' first store by offline tools (keys, OSDs
 //! in the CRUSH map), so that no command waits for a Paxos round; and the monitors don't wait before they propose. The

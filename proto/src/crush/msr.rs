@@ -120,8 +120,8 @@ impl<'a> Walk<'a> {
         (tunables, steps)
     }
 
-    /// Chooses an item of the step at `level` for each stride of `places`, and everything below it (`crush_msr_choose`);
-    /// returns how many places were filled. `leaves` is how many there are in all below `bucket`.
+    /// Chooses an item of the step at `level` for each stride of `places`, and everything below it
+    /// (`crush_msr_choose`); returns how many places were filled. `leaves` is how many there are in all below `bucket`.
     fn msr_choose(
         &mut self,
         descent: &Descent<'_>,

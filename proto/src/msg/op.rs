@@ -1,5 +1,5 @@
-//! One operation on an object (`ceph_osd_op` in `src/include/rados.h`): a 38-byte record, plus input that travels in the
-//! message's data.
+//! One operation on an object (`ceph_osd_op` in `src/include/rados.h`): a 38-byte record, plus input that travels in
+//! the message's data.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -1,9 +1,10 @@
 //! One connection of messenger v2, without its socket.
 //!
-//! Inputs: [`Connection::handle_data`], [`Connection::handle_timeout`], and [`Connection::send`]. Outputs, in this order
-//! after each input: [`Connection::poll_event`], [`Connection::transmit_slices`], [`Connection::poll_timeout`]. When an
-//! input returns an error the connection is over: what events are left still hold, what is left to transmit should be
-//! tried once, and the socket be closed. Nothing is resent here: whoever sent messages decides what becomes of them.
+//! Inputs: [`Connection::handle_data`], [`Connection::handle_timeout`], and [`Connection::send`]. Outputs, in this
+//! order after each input: [`Connection::poll_event`], [`Connection::transmit_slices`], [`Connection::poll_timeout`].
+//! When an input returns an error the connection is over: what events are left still hold, what is left to transmit
+//! should be tried once, and the socket be closed. Nothing is resent here: whoever sent messages decides what becomes
+//! of them.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -133,8 +134,8 @@ impl Connection {
         }
     }
 
-    /// Takes all whole frames from the front of `input` and leaves what is not whole yet. It must be the same buffer each
-    /// time, with new bytes only ever appended: what is left may be decrypted already. Messages are slices of it.
+    /// Takes all whole frames from the front of `input` and leaves what is not whole yet. It must be the same buffer
+    /// each time, with new bytes only ever appended: what is left may be decrypted already. Messages are slices of it.
     pub fn handle_data(&mut self, now: Instant, input: &mut BytesMut) -> Result<(), Error> {
         let result = self.take_frames(now, input);
         if result.is_err() {

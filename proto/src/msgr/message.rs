@@ -2,7 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-/// The fields of `ceph_msg_header2` that belong to the body; the messenger itself fills in sequence numbers and lengths.
+/// The fields of `ceph_msg_header2` that belong to the body; the messenger itself fills in sequence numbers and
+/// lengths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// The request's number, which its reply repeats.

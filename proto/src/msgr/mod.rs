@@ -1,7 +1,7 @@
 //! Messenger v2 (`doc/dev/msgr2.rst`): framing, handshake and session of one TCP connection.
 //!
-//! [`Connection`] is the whole of it for others. Inside: `frame` (and `secure`) know the wire, `control` the payloads of
-//! control frames, `handshake` who says what when, `transmit` what is still to be sent.
+//! [`Connection`] is the whole of it for others. Inside: `frame` (and `secure`) know the wire, `control` the payloads
+//! of control frames, `handshake` who says what when, `transmit` what is still to be sent.
 
 pub mod auth;
 mod connection;

@@ -1,8 +1,8 @@
 //! What a connection has to send: frames are encoded here, in place, and leave in vectored writes.
 //!
 //! Everything is appended to one buffer, `tail`. Only large payloads of crc mode are queued as they are, uncopied; the
-//! frames around them are split off `tail` into the queue. In secure mode the cipher wants front and data contiguous, so
-//! payloads are copied once and encrypted where they then are.
+//! frames around them are split off `tail` into the queue. In secure mode the cipher wants front and data contiguous,
+//! so payloads are copied once and encrypted where they then are.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

@@ -1,4 +1,5 @@
-//! What an image can do, and what its clients have to know (`src/include/rbd/features.h`, `src/include/rbd/object_map_types.h`).
+//! What an image can do, and what its clients have to know (`src/include/rbd/features.h`,
+//! `src/include/rbd/object_map_types.h`).
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr, BitOrAssign, Not, Sub};

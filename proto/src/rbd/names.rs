@@ -92,7 +92,8 @@ impl DataNames {
     }
 }
 
-/// An id for a new image: the client's global id and 32 random bits, in hexadecimal (`librbd::util::generate_image_id`).
+/// An id for a new image: the client's global id and 32 random bits, in hexadecimal
+/// (`librbd::util::generate_image_id`).
 pub fn image_id(global_id: u64, random: u32) -> String {
     /// `RBD_MAX_BLOCK_NAME_SIZE` leaves the end of a longer id for nothing.
     const LONGEST: usize = 14;

@@ -117,8 +117,8 @@ impl Wire<'_> {
         self.tx.control(tag, payload)
     }
 
-    /// Authentication is done: signs what was received (`AUTH_SIGNATURE`), encrypted if the mode is secure. Returns what
-    /// the peer has to sign.
+    /// Authentication is done: signs what was received (`AUTH_SIGNATURE`), encrypted if the mode is secure. Returns
+    /// what the peer has to sign.
     fn sign(
         &mut self,
         established: &Established,

@@ -1,0 +1,349 @@
+//! House rules as tests: which layer may know which, how large a file may grow, what may be depended on, and that
+//! fixtures and decisions are written down. A rule that has to give way is changed here, in the open.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Modules of `proto`, and what of the crate's root each may name besides itself. Not listed is not allowed.
+const PROTO: &[(&str, &[&str])] = &[
+    ("limits", &[]),
+    ("crc", &[]),
+    ("denc", &["limits"]),
+    ("types", &["denc", "limits"]),
+    ("crush", &["denc", "limits", "types"]),
+    ("msgr", &["crc", "denc", "limits", "types"]),
+    // Of the messenger it knows only the seam it implements: `msgr::auth`.
+    ("cephx", &["denc", "limits", "msgr", "types"]),
+    // A monitor map names the ciphers that cephx may use.
+    ("monmap", &["cephx", "denc", "limits", "types"]),
+    ("osdmap", &["crc", "crush", "denc", "limits", "types"]),
+    ("msg", &["crc", "denc", "limits", "monmap", "msgr", "osdmap", "types"]),
+    ("mon", &["cephx", "denc", "limits", "monmap", "msg", "msgr", "types"]),
+    // It says what to send to which OSD, never how.
+    ("objecter", &["denc", "limits", "msg", "osdmap", "types"]),
+    ("rbd", &["denc", "limits", "msg", "types"]),
+];
+
+/// Modules of the library in `src`, rising: each may name those before it. Programs (`src/bin`) may name all.
+const LAYERS: &[&str] =
+    &["config", "net", "cluster", "pool", "image", "attach", "docker", "cinder"];
+
+/// Files that may contain `unsafe`.
+const UNSAFE: &[&str] = &[];
+
+/// Dependencies that were settled before the first line was written. All others have an entry in docs/decisions.md.
+const SETTLED: &[&str] = &[
+    "aes",
+    "aes-gcm",
+    "bytes",
+    "cbc",
+    "clap",
+    "getrandom",
+    "hmac",
+    "proptest",
+    "serde",
+    "serde_json",
+    "sha2",
+    "slab",
+    "thiserror",
+    "tokio",
+    "tracing",
+    "tracing-subscriber",
+];
+
+/// Lines of a file and, as a median, of all: what one can read in one go.
+const MAX_LINES: usize = 900;
+const MEDIAN_LINES: usize = 350;
+
+/// Characters of a line. Code is kept to 100 by rustfmt; comments and tables may use the rest.
+const MAX_COLUMNS: usize = 120;
+
+#[test]
+fn proto_modules_know_only_what_is_below_them() {
+    let mut wrong = Vec::new();
+    for file in rust_files("proto/src") {
+        let module = module(&file, "proto/src");
+        let Some((_, allowed)) = PROTO.iter().find(|(name, _)| *name == module) else {
+            assert!(module == "lib", "{}: not listed in PROTO", file.display());
+            continue;
+        };
+        for (line, name) in crate_names(&file) {
+            if name != module && !allowed.contains(&name.as_str()) && is_module("proto/src", &name)
+            {
+                wrong.push(format!("{}:{line}: {module} may not know {name}", file.display()));
+            }
+        }
+    }
+    report(wrong);
+}
+
+#[test]
+fn layers_know_only_those_below_them() {
+    let mut wrong = Vec::new();
+    for file in rust_files("src") {
+        let module = module(&file, "src");
+        if module == "lib" || module == "bin" {
+            continue;
+        }
+        let Some(own) = LAYERS.iter().position(|name| *name == module) else {
+            panic!("{}: not listed in LAYERS", file.display());
+        };
+        for (line, name) in crate_names(&file) {
+            if LAYERS.iter().position(|layer| *layer == name).is_some_and(|other| other > own) {
+                wrong.push(format!("{}:{line}: {module} may not know {name}", file.display()));
+            }
+        }
+    }
+    report(wrong);
+}
+
+#[test]
+fn crates_know_only_those_below_them() {
+    for (manifest, forbidden) in [
+        ("proto/Cargo.toml", &["nbd", "devcluster", "ceph-native", "tokio", "getrandom"][..]),
+        ("nbd/Cargo.toml", &["proto", "devcluster", "ceph-native"]),
+        ("devcluster/Cargo.toml", &["nbd"]),
+    ] {
+        for (name, section) in dependencies(manifest) {
+            // What is only for tests may point anywhere.
+            let known = section != "dev-dependencies" && forbidden.contains(&name.as_str());
+            assert!(!known, "{manifest}: may not depend on {name}");
+        }
+    }
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() {
+    let mut wrong = Vec::new();
+    let mut lengths = Vec::new();
+    for file in sources() {
+        let text = read(&file);
+        let lines = text.lines().count();
+        lengths.push(lines);
+        if lines > MAX_LINES {
+            wrong.push(format!("{}: {lines} lines", file.display()));
+        }
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{}: doesn't open with what it is for (//!)", file.display()));
+        }
+        for (number, line) in text.lines().enumerate() {
+            let columns = line.chars().count();
+            if columns > MAX_COLUMNS {
+                wrong.push(format!("{}:{}: {columns} columns", file.display(), number + 1));
+            }
+        }
+    }
+    lengths.sort_unstable();
+    if let Some(median) = lengths.get(lengths.len() / 2).filter(|median| **median > MEDIAN_LINES) {
+        wrong.push(format!("half of all files have more than {median} lines"));
+    }
+    report(wrong);
+}
+
+#[test]
+fn unsafe_is_in_named_files_only() {
+    let words = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"];
+    for file in sources().iter().filter(|file| !file.ends_with("tests/tidy.rs")) {
+        let name = file.strip_prefix(root()).unwrap().to_str().unwrap();
+        let found = code(&read(file)).any(|(_, line)| words.iter().any(|word| line.contains(word)));
+        assert!(!found || UNSAFE.contains(&name), "{name}: unsafe, and not listed in UNSAFE");
+    }
+}
+
+#[test]
+fn lints_are_switched_off_with_a_reason() {
+    let mut wrong = Vec::new();
+    for file in sources().iter().filter(|file| !file.ends_with("tests/tidy.rs")) {
+        let text = read(file);
+        for (at, _) in text.match_indices("[allow(").chain(text.match_indices("[expect(")) {
+            let attribute = text[at..].split(")]").next().unwrap();
+            if !attribute.contains("reason =") {
+                wrong.push(format!("{}: {attribute})]", file.display()));
+            }
+        }
+    }
+    report(wrong);
+    let deny = "#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]";
+    assert!(read(&root().join("proto/src/lib.rs")).contains(deny), "bytes of a peer may not panic");
+}
+
+#[test]
+fn fixtures_are_described_and_used() {
+    let readme = read(&root().join("fixtures/README.md"));
+    let code: String = sources().iter().map(|file| read(file)).collect();
+    let mut wrong = Vec::new();
+    for file in files(&root().join("fixtures")) {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let folder = file.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        if name == "README.md" {
+            continue;
+        }
+        // A folder of many files of one kind is described and replayed as a whole.
+        if !readme.contains(name) && !readme.contains(&format!("`{folder}/`")) {
+            wrong.push(format!(
+                "{}: fixtures/README.md doesn't say where it is from",
+                file.display()
+            ));
+        }
+        if !code.contains(name) && !code.contains(&format!("{folder}/")) {
+            wrong.push(format!("{}: no test uses it", file.display()));
+        }
+    }
+    report(wrong);
+}
+
+#[test]
+fn dependencies_are_decided_permissive_and_free_of_c() {
+    let decisions = read(&root().join("docs/decisions.md"));
+    let mut wrong = Vec::new();
+    for manifest in ["Cargo.toml", "proto/Cargo.toml", "nbd/Cargo.toml", "devcluster/Cargo.toml"] {
+        for (name, _) in dependencies(manifest) {
+            let ours = ["proto", "nbd", "devcluster", "ceph-native"].contains(&name.as_str());
+            if !ours
+                && !SETTLED.contains(&name.as_str())
+                && !decisions.contains(&format!("`{name}`"))
+            {
+                wrong.push(format!("{manifest}: docs/decisions.md has no entry on `{name}`"));
+            }
+        }
+    }
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo");
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&metadata.stdout).expect("cargo metadata");
+    let deny = read(&root().join("deny.toml"));
+    for package in metadata["packages"].as_array().expect("packages") {
+        let name = package["name"].as_str().unwrap();
+        let licence = package["license"].as_str().unwrap_or("none");
+        if !permissive(licence, &deny) {
+            wrong.push(format!("{name}: licence {licence}"));
+        }
+        let binds =
+            name.ends_with("-sys") && !["windows-sys", "linux-raw-sys", "wasi-sys"].contains(&name);
+        if binds || deny.contains(&format!("{{ crate = \"{name}\" }}")) {
+            wrong.push(format!("{name}: brings C"));
+        }
+    }
+    report(wrong);
+}
+
+#[test]
+fn programs_need_no_shared_library() {
+    let program = std::env::var("RBD_NBD_RS")
+        .map_or_else(|_| std::env::current_exe().unwrap(), PathBuf::from);
+    let elf = fs::read(&program).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    let word = |at: usize, size: usize| {
+        elf[at..at + size].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte))
+    };
+    // 64-bit ELF: the program headers are at the offset in byte 32, of 56 bytes each, their number in byte 56. Type 3
+    // is PT_INTERP, the path of the dynamic loader.
+    let (table, size, count) = (word(32, 8), word(54, 2), word(56, 2));
+    let dynamic = (0..count).any(|i| word(table + i * size, 4) == 3);
+    assert!(!dynamic, "{} is not statically linked: see .cargo/config.toml", program.display());
+}
+
+/// Whether an SPDX expression leaves a choice that consists of allowed licences alone. Parentheses only ever group
+/// alternatives in what we depend on.
+fn permissive(licence: &str, deny: &str) -> bool {
+    let allowed =
+        |id: &str| deny.contains(&format!("    \"{}\",", id.trim_matches(['(', ')', ' '])));
+    let licence = licence.replace('/', " OR ");
+    licence.split(" AND ").all(|part| part.split(" OR ").any(allowed))
+}
+
+/// Names of the crate's root that a file uses in `crate::NAME`, with line numbers.
+fn crate_names(file: &Path) -> Vec<(usize, String)> {
+    let text = read(file);
+    let mut names = Vec::new();
+    for (number, line) in code(&text) {
+        assert!(!line.contains("super::super::"), "{}:{number}: say crate::", file.display());
+        for rest in line.split("crate::").skip(1) {
+            assert!(!rest.starts_with('{'), "{}:{number}: one use line per module", file.display());
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            names.push((number, rest[..end].to_owned()));
+        }
+    }
+    names
+}
+
+/// Numbered lines that aren't comments.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// The module at the crate's root that a file belongs to.
+fn module(file: &Path, source: &str) -> String {
+    let first = file.strip_prefix(root().join(source)).unwrap().components().next().unwrap();
+    first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+fn is_module(source: &str, name: &str) -> bool {
+    let path = root().join(source).join(name);
+    path.is_dir() || path.with_extension("rs").is_file()
+}
+
+/// Names in the `[dependencies]` tables of a manifest, with the table's kind.
+fn dependencies(manifest: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut section = String::new();
+    for line in read(&root().join(manifest)).lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            let name = name.trim_end_matches(']');
+            section = if name == "workspace.dependencies" {
+                ""
+            } else {
+                name.rsplit('.').next().unwrap()
+            }
+            .to_owned();
+        } else if section.ends_with("dependencies") && line.contains('=') {
+            found.push((line.split(['.', ' ', '=']).next().unwrap().to_owned(), section.clone()));
+        }
+    }
+    found
+}
+
+/// All Rust files of the repository.
+fn sources() -> Vec<PathBuf> {
+    let folders = ["src", "proto", "nbd", "devcluster", "tests", "benches"];
+    folders.into_iter().flat_map(rust_files).collect()
+}
+
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let mut files = files(&root().join(folder));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    files
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            } else if path.is_file() {
+                found.insert(path);
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[track_caller]
+fn report(wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
