@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 /// Writes are stored in buffers of at most this many bytes, so that a small rest that survives an overwrite
 /// never keeps a large buffer alive.
-const BUFFER_BYTES: usize = 64 << 10;
+const BUFFER_BYTES: usize = 1 << 20;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 

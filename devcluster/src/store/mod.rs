@@ -75,6 +75,13 @@ impl Store {
         self.pools.get(&pool).into_iter().flat_map(move |pool| pool.objects.range(from..))
     }
 
+    /// Objects of a pool that somebody watches.
+    pub fn watched(&self, pool: PoolId) -> impl Iterator<Item = (&ObjectId, &ObjectInfo)> {
+        let objects = self.pools.get(&pool).into_iter().flat_map(|pool| &pool.objects);
+        let infos = objects.map(|(id, entry)| (id, &entry.head.info));
+        infos.filter(|(_, info)| !info.watchers.is_empty())
+    }
+
     /// Objects, clones, and bytes of data of a pool.
     pub fn usage(&self, pool: PoolId) -> Usage {
         let mut usage = Usage::default();
