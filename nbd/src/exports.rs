@@ -36,6 +36,9 @@ pub enum ExportsError {
     /// A name or description that the protocol has no room for.
     #[error("the name or description of export {0:?} has a NUL or more than {max} bytes", max = limits::STRING_BYTES)]
     BadString(String),
+    /// A device with block sizes that NBD does not allow; see [`Geometry`].
+    #[error("export {0:?} has block sizes that NBD does not allow")]
+    BadBlocks(String),
 }
 
 /// All exports of a server, in the order they are listed.
@@ -46,7 +49,7 @@ impl Exports {
     /// Checks that every name can be asked for. The first export is also the default one.
     ///
     /// # Errors
-    /// If there are none, or names clash or don't fit the protocol.
+    /// If there are none, names clash, or something does not fit the protocol.
     pub fn new(exports: Vec<Export>) -> Result<Self, ExportsError> {
         if exports.is_empty() {
             return Err(ExportsError::None);
@@ -55,6 +58,9 @@ impl Exports {
             let strings = [&export.name, &export.description];
             if strings.iter().any(|s| crate::wire::string(s.as_bytes()).is_none()) {
                 return Err(ExportsError::BadString(export.name.clone()));
+            }
+            if !has_valid_blocks(&export.device.geometry()) {
+                return Err(ExportsError::BadBlocks(export.name.clone()));
             }
             if exports.iter().skip(i + 1).any(|other| other.name == export.name) {
                 return Err(ExportsError::Duplicate(export.name.clone()));
@@ -73,6 +79,16 @@ impl Exports {
     pub fn iter(&self) -> impl Iterator<Item = &Export> {
         self.0.iter()
     }
+}
+
+/// What the protocol document demands of block sizes ("Size constraints").
+fn has_valid_blocks(geometry: &Geometry) -> bool {
+    let Geometry { minimum_block: minimum, preferred_block: preferred, .. } = *geometry;
+    let longest = geometry.maximum_transfer.min(limits::TRANSFER_BYTES);
+    minimum.is_power_of_two()
+        && minimum <= 65536
+        && preferred.is_power_of_two()
+        && (minimum.max(512)..=longest).contains(&preferred)
 }
 
 /// The transmission flags that say what a device can do.
@@ -119,6 +135,24 @@ mod tests {
         assert_eq!(error(twice), ExportsError::Duplicate("a".into()));
         assert_eq!(error(vec![export("a\0")]), ExportsError::BadString("a\0".into()));
         assert!(matches!(error(vec![export(&"a".repeat(4097))]), ExportsError::BadString(_)));
+    }
+
+    #[test]
+    fn block_sizes_are_checked() {
+        let blocks = |minimum_block, preferred_block, maximum_transfer| {
+            let new = Geometry::new(4096);
+            let geometry = Geometry { minimum_block, preferred_block, maximum_transfer, ..new };
+            Exports::new(vec![Export::new("a", MemoryDevice::new(geometry))]).err()
+        };
+        let bad = Some(ExportsError::BadBlocks("a".into()));
+        assert_eq!(blocks(65536, 65536, 65536), None);
+        assert_eq!(blocks(1, 512, u32::MAX), None);
+        assert_eq!(blocks(0, 4096, 1 << 20), bad);
+        assert_eq!(blocks(3, 4096, 1 << 20), bad);
+        assert_eq!(blocks(1 << 17, 1 << 17, 1 << 20), bad);
+        assert_eq!(blocks(1, 256, 1 << 20), bad);
+        assert_eq!(blocks(4096, 512, 1 << 20), bad);
+        assert_eq!(blocks(1, 1 << 21, 1 << 20), bad);
     }
 
     #[test]
