@@ -27,4 +27,4 @@ pub use none::NoneAuthorizer;
 pub use tickets::{Ticket, Tickets};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,7 +16,7 @@ use crate::msgr::auth::{
 use crate::types::{EntityType, Entropy, Instant, UTime};
 
 /// xorshift64*: different bytes each time, the same ones in each run.
-struct Seeded(u64);
+pub(crate) struct Seeded(pub(crate) u64);
 
 impl Entropy for Seeded {
     fn fill(&mut self, bytes: &mut [u8]) {
@@ -110,22 +110,22 @@ impl Lab {
     }
 }
 
-fn at(seconds: u64) -> Instant {
+pub(crate) fn at(seconds: u64) -> Instant {
     Instant(Duration::from_secs(seconds))
 }
 
-fn now(seconds: u64) -> UTime {
+pub(crate) fn now(seconds: u64) -> UTime {
     UTime::from(Duration::from_secs(1_700_000_000 + seconds))
 }
 
-struct Both {
+pub(crate) struct Both {
     client: Established,
     server: Established,
     mode: ConnectionMode,
 }
 
 /// Carries payloads back and forth, as the messenger does; `tamper` may change each, which it is told the number of.
-fn talk(
+pub(crate) fn talk(
     client: &mut dyn ClientAuth,
     server: &mut dyn ServerAuth,
     tamper: &mut dyn FnMut(usize, &mut Vec<u8>),

@@ -1,1 +1,0 @@
-//! The monitor client: hunting, subscriptions, commands, tickets.

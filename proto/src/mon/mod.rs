@@ -1,0 +1,623 @@
+//! The monitor client: hunting, subscriptions, commands, tickets (`src/mon/MonClient.cc`).
+//!
+//! [`Mon`] keeps one session with one monitor, whichever. It owns no connection: it says what to dial and what to send.
+//!
+//! - **Inputs**: [`Mon::handle_connected`] when a dialled connection is authenticated, [`Mon::handle_lost`] when it is
+//!   not or no more, [`Mon::handle_message`], [`Mon::handle_alive`], [`Mon::handle_timeout`].
+//! - **Commands**: [`Mon::want_osdmap`], [`Mon::command`], [`Mon::get_version`], [`Mon::pool_op`], [`Mon::statfs`],
+//!   [`Mon::authorizer`]. What is asked while no monitor is connected, or was not answered when one was lost, is sent
+//!   to the next one.
+//! - **Outputs**: [`Mon::poll_action`] until it gives nothing, after every input and command; then
+//!   [`Mon::poll_timeout`].
+//!
+//! ```text
+//!            all refuse, or time is up, before the first login
+//!   Hunting ───────────────────────────────────────────────────► Failed
+//!    │   ▲
+//!    │   │ lost, silent, or no longer in the monitor map
+//!    ▼   │
+//!   Connected
+//! ```
+
+mod event;
+mod request;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use event::{Action, Config, ConnId, ConnectError, Event, Loss};
+pub use request::Request;
+
+use crate::cephx::{LoggedIn, Tickets};
+use crate::denc::{DecodeError, decode};
+use crate::monmap::MonMap;
+use crate::msg::kind;
+use crate::msg::mon::{
+    Auth, AuthReply, Command, CommandAck, GetVersion, GetVersionReply, MonMap as MonMapMessage,
+    PoolOp, PoolOpReply, Statfs, StatfsReply, Subscribe, Subscription,
+};
+use crate::msgr::Message;
+use crate::msgr::auth::{AuthError, ClientAuth, method};
+use crate::types::{EntityAddr, EntityType, Entropy, Epoch, Fsid, Instant, SnapId, Tid};
+
+/// How many monitors are tried at once (`mon_client_hunt_parallel`).
+const PARALLEL: usize = 3;
+/// How long one round of hunting lasts at first (`mon_client_hunt_interval`).
+const HUNT: Duration = Duration::from_secs(3);
+/// How much longer the rounds grow (`mon_client_hunt_interval_max_multiple`).
+const HUNT_MAX: Duration = Duration::from_secs(30);
+/// The pause before the second round if all monitors refuse: one that has just started refuses whom it does not know yet.
+const REFUSED_PAUSE: Duration = Duration::from_millis(300);
+/// How often a session is tested (`mon_client_ping_interval`).
+const PING: Duration = Duration::from_secs(10);
+/// How long a monitor may be silent (`mon_client_ping_timeout`).
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long a refused or unanswered renewal of tickets waits for the next attempt.
+const RENEW_AGAIN: Duration = Duration::from_secs(5);
+
+/// The monitor client. See the top of this file.
+pub struct Mon {
+    config: Config,
+    tickets: Tickets,
+    entropy: Box<dyn Entropy>,
+    state: State,
+    actions: VecDeque<Action>,
+    next_conn: u64,
+    next_tid: u64,
+    map: Option<MonMap>,
+    wanted: BTreeMap<String, Subscription>,
+    /// What has not been answered, in the order it was asked.
+    asked: BTreeMap<Tid, Ask>,
+    /// The last thing that was wrong with each address.
+    trouble: BTreeMap<EntityAddr, String>,
+    began: Instant,
+    logged_in_once: bool,
+    /// How long the next round of hunting lasts.
+    hunt: Duration,
+    /// Rounds in which every monitor that answered refused us.
+    refusals: u32,
+}
+
+enum State {
+    /// Between two rounds of hunting.
+    Resting {
+        until: Instant,
+    },
+    Hunting(Hunt),
+    Connected(Session),
+    Failed,
+}
+
+/// One round: each monitor is tried once, a few at a time.
+struct Hunt {
+    untried: Vec<EntityAddr>,
+    dialling: BTreeMap<ConnId, (EntityAddr, Arc<OnceLock<LoggedIn>>)>,
+    ends: Instant,
+    refused: Option<AuthError>,
+}
+
+struct Session {
+    conn: ConnId,
+    addr: EntityAddr,
+    heard: Instant,
+    pinged: Instant,
+    /// When a renewal of tickets was asked for.
+    renewing: Option<Instant>,
+}
+
+/// What is asked of the monitors, without what can be filled in only when it is sent.
+enum Ask {
+    Command { command: Vec<String>, input: Bytes },
+    Version { what: String },
+    PoolOp { pool: u32, op: u32, snap: SnapId, name: String },
+    Statfs { pool: Option<i64> },
+}
+
+impl Mon {
+    /// Begins to hunt at once.
+    pub fn new(now: Instant, config: Config, entropy: Box<dyn Entropy>) -> Self {
+        let monmap = Subscription { start: 0, onetime: false };
+        let mut mon = Self {
+            tickets: Tickets::new(Arc::new(config.login.clone())),
+            config,
+            entropy,
+            state: State::Failed,
+            actions: VecDeque::new(),
+            next_conn: 1,
+            next_tid: 1,
+            map: None,
+            wanted: BTreeMap::from([("monmap".to_owned(), monmap)]),
+            asked: BTreeMap::new(),
+            trouble: BTreeMap::new(),
+            began: now,
+            logged_in_once: false,
+            hunt: HUNT,
+            refusals: 0,
+        };
+        mon.start_round(now);
+        mon
+    }
+
+    /// Who we are to the cluster; 0 before the first login.
+    pub fn global_id(&self) -> u64 {
+        self.tickets.global_id()
+    }
+
+    /// The monitor map, after [`Event::MonMap`].
+    pub fn monmap(&self) -> Option<&MonMap> {
+        self.map.as_ref()
+    }
+
+    /// The cluster, after [`Event::MonMap`].
+    pub fn fsid(&self) -> Option<Fsid> {
+        self.map.as_ref().map(|map| map.fsid)
+    }
+
+    /// How to authenticate on a new connection to a service, with the freshest ticket.
+    ///
+    /// # Errors
+    /// There is no ticket for it.
+    pub fn authorizer(&mut self, service: EntityType) -> Result<Box<dyn ClientAuth>, AuthError> {
+        self.tickets.authorizer(service, self.config.service_modes.clone(), &mut *self.entropy)
+    }
+
+    /// A service has refused an [`Mon::authorizer`]: tickets for it are fetched anew. [`Event::TicketsRenewed`] says
+    /// when it is worth trying again.
+    pub fn handle_authorizer_refused(&mut self, now: Instant, service: EntityType) {
+        self.tickets.refused(service);
+        self.renew(now);
+    }
+
+    /// Wants OSD maps from `start` on (0: the newest, in full): one, or all to come. They arrive as messages that
+    /// [`Mon::handle_message`] leaves to the caller.
+    pub fn want_osdmap(&mut self, start: Epoch, onetime: bool) {
+        let wanted = Subscription { start: start.0.into(), onetime };
+        self.wanted.insert("osdmap".to_owned(), wanted);
+        if let State::Connected(Session { conn, .. }) = self.state {
+            let what = BTreeMap::from([("osdmap".to_owned(), wanted)]);
+            self.send_subscribe(conn, what);
+        }
+    }
+
+    /// The caller has got OSD maps up to this one.
+    pub fn got_osdmap(&mut self, epoch: Epoch) {
+        got(&mut self.wanted, "osdmap", epoch);
+    }
+
+    /// Runs a command: `command` is JSON such as `{"prefix": "osd dump", "format": "json"}`.
+    pub fn command(&mut self, command: Vec<String>, input: Bytes) -> Tid {
+        self.ask(Ask::Command { command, input })
+    }
+
+    /// Asks for the newest version of a map (`osdmap`), which the monitors agree on.
+    pub fn get_version(&mut self, what: &str) -> Tid {
+        self.ask(Ask::Version { what: what.to_owned() })
+    }
+
+    /// Works on a pool: `op` is one of [`crate::msg::mon::pool_op`].
+    pub fn pool_op(&mut self, pool: u32, op: u32, snap: SnapId, name: String) -> Tid {
+        self.ask(Ask::PoolOp { pool, op, snap, name })
+    }
+
+    /// Asks how big the cluster is, or a pool.
+    pub fn statfs(&mut self, pool: Option<i64>) -> Tid {
+        self.ask(Ask::Statfs { pool })
+    }
+
+    /// Nobody waits for the answer any more.
+    pub fn forget(&mut self, tid: Tid) {
+        self.asked.remove(&tid);
+    }
+
+    fn ask(&mut self, ask: Ask) -> Tid {
+        let tid = Tid(self.next_tid);
+        self.next_tid += 1;
+        if let State::Connected(Session { conn, .. }) = self.state
+            && let Some(request) = self.request(tid, &ask)
+        {
+            self.actions.push_back(Action::Send(conn, request));
+        }
+        self.asked.insert(tid, ask);
+        tid
+    }
+
+    /// `None` while the cluster's id is not known, which most requests must name.
+    fn request(&self, tid: Tid, ask: &Ask) -> Option<Request> {
+        let request = match ask {
+            Ask::Version { what } => {
+                Request::GetVersion(GetVersion { handle: tid.0, what: what.clone() })
+            }
+            Ask::Command { command, input } => {
+                let (command, input) = (command.clone(), input.clone());
+                Request::Command(Command { tid, fsid: self.fsid()?, command, input })
+            }
+            Ask::PoolOp { pool, op, snap, name } => Request::PoolOp(PoolOp {
+                tid,
+                fsid: self.fsid()?,
+                pool: *pool,
+                op: *op,
+                snap: *snap,
+                name: name.clone(),
+            }),
+            Ask::Statfs { pool } => {
+                Request::Statfs(Statfs { tid, fsid: self.fsid()?, pool: *pool })
+            }
+        };
+        Some(request)
+    }
+
+    fn send_subscribe(&mut self, conn: ConnId, what: BTreeMap<String, Subscription>) {
+        let hostname = self.config.hostname.clone();
+        let subscribe = Request::Subscribe(Subscribe { what, hostname });
+        self.actions.push_back(Action::Send(conn, subscribe));
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Mon::handle_timeout`], unless something else happens before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Failed => None,
+            State::Resting { until: wake } | State::Hunting(Hunt { ends: wake, .. }) => {
+                Some(if self.logged_in_once { *wake } else { self.deadline().min(*wake) })
+            }
+            State::Connected(session) => {
+                let session_due = (session.pinged + PING).min(session.heard + SILENCE);
+                let renewal_due = match session.renewing {
+                    Some(asked) => Some(asked + RENEW_AGAIN),
+                    None => self.tickets.renewal_due(),
+                };
+                Some(renewal_due.map_or(session_due, |due| due.min(session_due)))
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.began + self.config.connect_timeout
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let time_is_up = !self.logged_in_once && self.deadline() <= now;
+        match &mut self.state {
+            State::Failed => {}
+            State::Resting { .. } | State::Hunting(_) if time_is_up => self.give_up(now),
+            State::Resting { until } if *until <= now => self.start_round(now),
+            State::Hunting(hunt) if hunt.ends <= now => self.next_round(now),
+            State::Resting { .. } | State::Hunting(_) => {}
+            State::Connected(session) => {
+                if session.heard + SILENCE <= now {
+                    let (conn, silence) = (session.conn, now.since(session.heard).as_secs());
+                    self.actions.push_back(Action::Close(conn));
+                    self.lose(now, format!("silent for {silence} s"));
+                    return;
+                }
+                if session.pinged + PING <= now {
+                    session.pinged = now;
+                    self.actions.push_back(Action::Ping(session.conn));
+                }
+                if session.renewing.is_some_and(|asked| asked + RENEW_AGAIN <= now) {
+                    session.renewing = None;
+                }
+                self.renew(now);
+            }
+        }
+    }
+
+    /// A dialled connection is ready, and its [`ClientAuth`] is done.
+    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) {
+        let State::Hunting(hunt) = &mut self.state else { return };
+        let Some((addr, outcome)) = hunt.dialling.remove(&conn) else { return };
+        let Some(outcome) = outcome.get() else {
+            self.actions.push_back(Action::Close(conn));
+            self.trouble.insert(addr, "connected without authentication".to_owned());
+            self.dial(now);
+            return;
+        };
+        for loser in hunt.dialling.keys() {
+            self.actions.push_back(Action::Close(*loser));
+        }
+        self.tickets.logged_in(now, outcome);
+        self.logged_in_once = true;
+        (self.hunt, self.refusals) = (HUNT, 0);
+        self.trouble.clear();
+        let session = Session { conn, addr, heard: now, pinged: now, renewing: None };
+        self.state = State::Connected(session);
+        let event = Event::Connected { addr, global_id: self.tickets.global_id() };
+        self.actions.push_back(Action::Event(event));
+        self.send_subscribe(conn, self.wanted.clone());
+        self.send_asked(|_| true);
+    }
+
+    /// Sends what has not been answered.
+    fn send_asked(&mut self, which: impl Fn(&Ask) -> bool) {
+        let State::Connected(Session { conn, .. }) = self.state else { return };
+        let requests: Vec<_> = (self.asked.iter().filter(|(_, ask)| which(ask)))
+            .filter_map(|(tid, ask)| self.request(*tid, ask))
+            .collect();
+        self.actions.extend(requests.into_iter().map(|request| Action::Send(conn, request)));
+    }
+
+    /// A connection was not to be had, or is gone.
+    pub fn handle_lost(&mut self, now: Instant, conn: ConnId, loss: Loss) {
+        match &mut self.state {
+            State::Hunting(hunt) => {
+                let Some((addr, _)) = hunt.dialling.remove(&conn) else { return };
+                let reason = match loss {
+                    Loss::Connection(reason) => reason,
+                    Loss::Auth(error @ (AuthError::Refused(_) | AuthError::Incompatible(_))) => {
+                        let reason = error.to_string();
+                        hunt.refused = Some(error);
+                        reason
+                    }
+                    Loss::Auth(error) => error.to_string(),
+                };
+                self.trouble.insert(addr, reason);
+                self.dial(now);
+            }
+            State::Connected(session) if session.conn == conn => {
+                let reason = match loss {
+                    Loss::Connection(reason) => reason,
+                    Loss::Auth(error) => error.to_string(),
+                };
+                self.lose(now, reason);
+            }
+            _ => {}
+        }
+    }
+
+    /// The session is gone: hunts anew.
+    fn lose(&mut self, now: Instant, reason: String) {
+        let State::Connected(Session { addr, .. }) = &self.state else { return };
+        self.trouble.insert(*addr, reason.clone());
+        self.actions.push_back(Action::Event(Event::Lost { addr: *addr, reason }));
+        self.start_round(now);
+    }
+
+    fn start_round(&mut self, now: Instant) {
+        let mut untried = match &self.map {
+            Some(map) => by_priority(map),
+            None => self.config.addrs.iter().map(|addr| (0, *addr)).collect(),
+        };
+        for i in (1..untried.len()).rev() {
+            let mut drawn = [0; 8];
+            self.entropy.fill(&mut drawn);
+            untried.swap(i, (u64::from_le_bytes(drawn) % (i as u64 + 1)) as usize);
+        }
+        // The last one is taken first.
+        untried.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+        let untried: Vec<_> = untried.into_iter().map(|(_, addr)| addr).collect();
+        if untried.is_empty() {
+            return self.fail(ConnectError::NoAddress);
+        }
+        let (dialling, ends) = (BTreeMap::new(), now + self.hunt);
+        self.state = State::Hunting(Hunt { untried, dialling, ends, refused: None });
+        self.dial(now);
+    }
+
+    /// Keeps a few monitors dialled while there are untried ones.
+    fn dial(&mut self, now: Instant) {
+        let State::Hunting(hunt) = &mut self.state else { return };
+        while hunt.dialling.len() < PARALLEL
+            && let Some(addr) = hunt.untried.pop()
+        {
+            let conn = ConnId(self.next_conn);
+            self.next_conn += 1;
+            let (auth, outcome) = self.tickets.mon_auth(&mut *self.entropy);
+            hunt.dialling.insert(conn, (addr, outcome));
+            self.actions.push_back(Action::Dial { conn, addr, auth: Box::new(auth) });
+        }
+        // All have failed: why wait for the end of the round to tell that they refuse us?
+        if hunt.dialling.is_empty() && hunt.refused.is_some() {
+            self.next_round(now);
+        }
+    }
+
+    fn next_round(&mut self, now: Instant) {
+        let State::Hunting(hunt) = &mut self.state else { return };
+        for (conn, (addr, _)) in std::mem::take(&mut hunt.dialling) {
+            self.actions.push_back(Action::Close(conn));
+            self.trouble.insert(addr, "no answer".to_owned());
+        }
+        if !hunt.untried.is_empty() {
+            hunt.ends = now + self.hunt;
+            return self.dial(now);
+        }
+        let Some(error) = hunt.refused.take() else {
+            self.refusals = 0;
+            self.hunt = (self.hunt * 3 / 2).min(HUNT_MAX);
+            return self.start_round(now);
+        };
+        self.refusals += 1;
+        let pause = match self.refusals {
+            1 => REFUSED_PAUSE,
+            _ if !self.logged_in_once => return self.fail(ConnectError::Refused(error)),
+            refusals => {
+                if refusals == 2 {
+                    self.actions.push_back(Action::Event(Event::Refused(error)));
+                }
+                self.hunt = (self.hunt * 3 / 2).min(HUNT_MAX);
+                self.hunt
+            }
+        };
+        self.state = State::Resting { until: now + pause };
+    }
+
+    /// Time is up before the first login.
+    fn give_up(&mut self, now: Instant) {
+        let mut refused = None;
+        if let State::Hunting(hunt) = &mut self.state {
+            for (conn, (addr, _)) in std::mem::take(&mut hunt.dialling) {
+                self.actions.push_back(Action::Close(conn));
+                self.trouble.entry(addr).or_insert_with(|| "no answer".to_owned());
+            }
+            for addr in hunt.untried.drain(..) {
+                self.trouble.entry(addr).or_insert_with(|| "not tried".to_owned());
+            }
+            refused = hunt.refused.take();
+        }
+        let tried = std::mem::take(&mut self.trouble).into_iter().collect();
+        let after = now.since(self.began);
+        let unreachable = ConnectError::Unreachable { after, tried };
+        self.fail(refused.map_or(unreachable, ConnectError::Refused));
+    }
+
+    fn fail(&mut self, error: ConnectError) {
+        self.state = State::Failed;
+        self.actions.push_back(Action::Event(Event::Failed(error)));
+    }
+
+    /// The monitor has acknowledged a keepalive, or shown in another way that it lives.
+    pub fn handle_alive(&mut self, now: Instant, conn: ConnId) {
+        if let State::Connected(session) = &mut self.state
+            && session.conn == conn
+        {
+            session.heard = now;
+        }
+    }
+
+    /// A message has come. `false` if it is not for this client but for whoever knows such messages.
+    pub fn handle_message(&mut self, now: Instant, conn: ConnId, message: &Message) -> bool {
+        match &mut self.state {
+            State::Connected(session) if session.conn == conn => session.heard = now,
+            // From a connection that has lost the race.
+            _ => return true,
+        }
+        match self.read(now, message) {
+            Ok(ours) => ours,
+            Err(error) => {
+                self.actions.push_back(Action::Close(conn));
+                self.lose(now, error.to_string());
+                true
+            }
+        }
+    }
+
+    fn read(&mut self, now: Instant, message: &Message) -> Result<bool, DecodeError> {
+        match message.header.kind {
+            kind::MON_MAP => {
+                let map = decode(&MonMapMessage::decode(message)?.map, "MonMap")?;
+                self.new_map(now, map);
+            }
+            kind::AUTH_REPLY => {
+                let reply = AuthReply::decode(message)?;
+                self.renewed(now, &reply);
+            }
+            kind::MON_COMMAND_ACK => {
+                let reply = CommandAck::decode(message)?;
+                self.answered(reply.tid, Event::Command(reply));
+            }
+            kind::MON_GET_VERSION_REPLY => {
+                let reply = GetVersionReply::decode(message)?;
+                self.answered(Tid(reply.handle), Event::Version(reply));
+            }
+            kind::POOL_OP_REPLY => {
+                let reply = PoolOpReply::decode(message)?;
+                self.answered(reply.tid, Event::PoolOp(reply));
+            }
+            kind::STATFS_REPLY => {
+                let reply = StatfsReply::decode(message)?;
+                self.answered(reply.tid, Event::Statfs(reply));
+            }
+            // Only of old monitors: subscriptions end with the session, and not before.
+            kind::MON_SUBSCRIBE_ACK => {}
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// An answer that comes a second time, because the question was sent again, is nobody's.
+    fn answered(&mut self, tid: Tid, event: Event) {
+        if self.asked.remove(&tid).is_some() {
+            self.actions.push_back(Action::Event(event));
+        }
+    }
+
+    fn new_map(&mut self, now: Instant, map: MonMap) {
+        got(&mut self.wanted, "monmap", map.epoch);
+        let State::Connected(Session { conn, addr, .. }) = &self.state else { return };
+        let (conn, addr) = (*conn, *addr);
+        if self.fsid().is_some_and(|fsid| fsid != map.fsid) {
+            self.actions.push_back(Action::Close(conn));
+            return self.lose(now, format!("the monitor of another cluster, {}", map.fsid));
+        }
+        let first = self.map.is_none();
+        if self.map.as_ref().is_some_and(|known| known.epoch > map.epoch) {
+            return;
+        }
+        // Service tickets were declared worthless (`ceph auth wipe-rotating-service-keys`).
+        let auth_epoch = |map: &MonMap| map.auth.as_ref().map(|auth| auth.epoch);
+        if self.map.as_ref().is_some_and(|known| auth_epoch(known) < auth_epoch(&map)) {
+            for service in &self.config.login.services {
+                self.tickets.refused(*service);
+            }
+        }
+        let addrs = by_priority(&map);
+        let gone = !addrs.is_empty() && !addrs.iter().any(|(_, known)| known.addr == addr.addr);
+        self.map = Some(map.clone());
+        self.actions.push_back(Action::Event(Event::MonMap(map)));
+        if gone {
+            self.actions.push_back(Action::Close(conn));
+            return self.lose(now, "no longer in the monitor map".to_owned());
+        }
+        if first {
+            self.send_asked(|ask| !matches!(ask, Ask::Version { .. }));
+        }
+        self.renew(now);
+    }
+
+    /// Asks for fresh tickets if it is time.
+    fn renew(&mut self, now: Instant) {
+        let State::Connected(session) = &mut self.state else { return };
+        if session.renewing.is_some() || self.tickets.renewal_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let Some(payload) = self.tickets.renewal_request(now, &mut *self.entropy) else { return };
+        session.renewing = Some(now);
+        let monmap_epoch = self.map.as_ref().map(|map| map.epoch).unwrap_or_default();
+        let auth = Auth { protocol: method::CEPHX, payload, monmap_epoch };
+        self.actions.push_back(Action::Send(session.conn, Request::Auth(auth)));
+    }
+
+    fn renewed(&mut self, now: Instant, reply: &AuthReply) {
+        let State::Connected(session) = &mut self.state else { return };
+        if session.renewing.take().is_none() {
+            return;
+        }
+        let event = match self.tickets.renewal_reply(now, reply.result, &reply.payload) {
+            Ok(()) => Event::TicketsRenewed,
+            Err(error) => {
+                self.tickets.postpone(now + RENEW_AGAIN);
+                Event::Refused(error)
+            }
+        };
+        self.actions.push_back(Action::Event(event));
+        self.renew(now);
+    }
+}
+
+fn by_priority(map: &MonMap) -> Vec<(u16, EntityAddr)> {
+    map.mons.iter().filter_map(|mon| Some((mon.priority, mon.addrs.msgr2()?))).collect()
+}
+
+/// A map has come: a subscription to it goes on after it, or is done.
+fn got(wanted: &mut BTreeMap<String, Subscription>, what: &str, epoch: Epoch) {
+    let next = u64::from(epoch.0) + 1;
+    match wanted.get_mut(what) {
+        Some(subscription) if subscription.start >= next => {}
+        Some(Subscription { onetime: true, .. }) => {
+            wanted.remove(what);
+        }
+        Some(subscription) => subscription.start = next,
+        None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
