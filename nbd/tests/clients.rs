@@ -154,6 +154,7 @@ fn fio_verifies_mixed_writes_over_four_connections_with_flushes() {
                 "--fsync=20",
                 "--verify=crc32c",
                 "--verify_fatal=1",
+                "--verify_state_save=0",
                 "--group_reporting",
             ],
         );
