@@ -17,7 +17,7 @@ use crate::types::EntityAddr;
 /// What the monitor client needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the monitors are said to be (`mon_host`): msgr2 addresses. The monitor map, once there is one, knows better.
+    /// Where the monitors are said to be (`mon_host`): msgr2 addresses. The monitor map, once there, knows better.
     pub addrs: Vec<EntityAddr>,
     /// Who we are.
     pub login: Login,
@@ -84,8 +84,8 @@ pub enum Event {
     Statfs(StatfsReply),
     /// Fresh tickets have come.
     TicketsRenewed,
-    /// The monitors refuse us although they have known us before: to be told to somebody. The client goes on trying, and
-    /// what it has goes on working while tickets last.
+    /// The monitors refuse us although they have known us before: somebody should hear of it. The client goes on
+    /// trying, and what it has goes on working while tickets last.
     Refused(AuthError),
     /// The first login has failed. This is the end.
     Failed(ConnectError),

@@ -49,7 +49,7 @@ const PARALLEL: usize = 3;
 const HUNT: Duration = Duration::from_secs(3);
 /// How much longer the rounds grow (`mon_client_hunt_interval_max_multiple`).
 const HUNT_MAX: Duration = Duration::from_secs(30);
-/// The pause before the second round if all monitors refuse: one that has just started refuses whom it does not know yet.
+/// The pause before the second round if all monitors refuse: one that has just started knows nobody yet.
 const REFUSED_PAUSE: Duration = Duration::from_millis(300);
 /// How often a session is tested (`mon_client_ping_interval`).
 const PING: Duration = Duration::from_secs(10);

@@ -203,8 +203,7 @@ fn three_are_tried_at_once_and_the_first_to_authenticate_wins() {
 #[test]
 fn the_order_is_drawn() {
     let first = |seed: u64| {
-        let config = Lab::new(9).mon.config.clone();
-        let mut mon = Mon::new(at(0), config, Box::new(Seeded(seed)));
+        let mut mon = Mon::new(at(0), Lab::new(9).mon.config, Box::new(Seeded(seed)));
         let Some(Action::Dial { addr, .. }) = mon.poll_action() else { panic!() };
         addr
     };
