@@ -46,8 +46,17 @@ impl Decode for CrushMap {
         map.item_names = names(r)?;
         map.rule_names = names(r)?;
         tail(&mut map, r)?;
+        map.max_devices = devices_in_use(&map);
         Ok(map)
     }
+}
+
+/// One more than the highest device that is in a bucket or has a name. Ceph counts anew whenever it has read a map
+/// (`CrushWrapper::finalize`), so what an incremental OSD map says of it is not what the next full map says.
+fn devices_in_use(map: &CrushMap) -> i32 {
+    let items = map.buckets.iter().flatten().flat_map(|bucket| &bucket.items);
+    let highest = items.chain(map.item_names.keys().next_back()).max();
+    highest.map_or(0, |item| item.saturating_add(1).max(0))
 }
 
 /// Everything that later releases appended.
