@@ -48,8 +48,6 @@ pub enum Action {
     Close(ConnId),
     /// Send a message.
     Send(ConnId, Request),
-    /// Send a keepalive; when it is acknowledged, say [`Mon::handle_alive`].
-    Ping(ConnId),
     /// Tell the user of this client.
     Event(Event),
 }

@@ -2,8 +2,9 @@
 //!
 //! [`Mon`] keeps one session with one monitor, whichever. It owns no connection: it says what to dial and what to send.
 //!
-//! - **Inputs**: [`Mon::handle_connected`] when a dialled connection is authenticated, [`Mon::handle_lost`] when it is
-//!   not or no more, [`Mon::handle_message`], [`Mon::handle_alive`], [`Mon::handle_timeout`].
+//! - **Inputs**: [`Mon::handle_connected`] when a dialled connection is ready, [`Mon::handle_lost`] when it is not or
+//!   no more ([`crate::msgr::Connection`] tells when a peer is silent), [`Mon::handle_message`],
+//!   [`Mon::handle_timeout`].
 //! - **Commands**: [`Mon::want_osdmap`], [`Mon::command`], [`Mon::get_version`], [`Mon::pool_op`], [`Mon::statfs`],
 //!   [`Mon::authorizer`]. What is asked while no monitor is connected, or was not answered when one was lost, is sent
 //!   to the next one.
@@ -14,7 +15,7 @@
 //!            all refuse, or time is up, before the first login
 //!   Hunting ───────────────────────────────────────────────────► Failed
 //!    │   ▲
-//!    │   │ lost, silent, or no longer in the monitor map
+//!    │   │ lost, or no longer in the monitor map
 //!    ▼   │
 //!   Connected
 //! ```
@@ -51,10 +52,6 @@ const HUNT: Duration = Duration::from_secs(3);
 const HUNT_MAX: Duration = Duration::from_secs(30);
 /// The pause before the second round if all monitors refuse: one that has just started knows nobody yet.
 const REFUSED_PAUSE: Duration = Duration::from_millis(300);
-/// How often a session is tested (`mon_client_ping_interval`).
-const PING: Duration = Duration::from_secs(10);
-/// How long a monitor may be silent (`mon_client_ping_timeout`).
-const SILENCE: Duration = Duration::from_secs(30);
 /// How long a refused or unanswered renewal of tickets waits for the next attempt.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
 
@@ -102,8 +99,6 @@ struct Hunt {
 struct Session {
     conn: ConnId,
     addr: EntityAddr,
-    heard: Instant,
-    pinged: Instant,
     /// When a renewal of tickets was asked for.
     renewing: Option<Instant>,
 }
@@ -267,14 +262,10 @@ impl Mon {
             State::Resting { until: wake } | State::Hunting(Hunt { ends: wake, .. }) => {
                 Some(if self.logged_in_once { *wake } else { self.deadline().min(*wake) })
             }
-            State::Connected(session) => {
-                let session_due = (session.pinged + PING).min(session.heard + SILENCE);
-                let renewal_due = match session.renewing {
-                    Some(asked) => Some(asked + RENEW_AGAIN),
-                    None => self.tickets.renewal_due(),
-                };
-                Some(renewal_due.map_or(session_due, |due| due.min(session_due)))
-            }
+            State::Connected(session) => session
+                .renewing
+                .map(|asked| asked + RENEW_AGAIN)
+                .or_else(|| self.tickets.renewal_due()),
         }
     }
 
@@ -292,16 +283,6 @@ impl Mon {
             State::Hunting(hunt) if hunt.ends <= now => self.next_round(now),
             State::Resting { .. } | State::Hunting(_) => {}
             State::Connected(session) => {
-                if session.heard + SILENCE <= now {
-                    let (conn, silence) = (session.conn, now.since(session.heard).as_secs());
-                    self.actions.push_back(Action::Close(conn));
-                    self.lose(now, format!("silent for {silence} s"));
-                    return;
-                }
-                if session.pinged + PING <= now {
-                    session.pinged = now;
-                    self.actions.push_back(Action::Ping(session.conn));
-                }
                 if session.renewing.is_some_and(|asked| asked + RENEW_AGAIN <= now) {
                     session.renewing = None;
                 }
@@ -327,7 +308,7 @@ impl Mon {
         self.logged_in_once = true;
         (self.hunt, self.refusals) = (HUNT, 0);
         self.trouble.clear();
-        let session = Session { conn, addr, heard: now, pinged: now, renewing: None };
+        let session = Session { conn, addr, renewing: None };
         self.state = State::Connected(session);
         let event = Event::Connected { addr, global_id: self.tickets.global_id() };
         self.actions.push_back(Action::Event(event));
@@ -473,21 +454,10 @@ impl Mon {
         self.actions.push_back(Action::Event(Event::Failed(error)));
     }
 
-    /// The monitor has acknowledged a keepalive, or shown in another way that it lives.
-    pub fn handle_alive(&mut self, now: Instant, conn: ConnId) {
-        if let State::Connected(session) = &mut self.state
-            && session.conn == conn
-        {
-            session.heard = now;
-        }
-    }
-
     /// A message has come. `false` if it is not for this client but for whoever knows such messages.
     pub fn handle_message(&mut self, now: Instant, conn: ConnId, message: &Message) -> bool {
-        match &mut self.state {
-            State::Connected(session) if session.conn == conn => session.heard = now,
-            // From a connection that has lost the race.
-            _ => return true,
+        if !matches!(&self.state, State::Connected(session) if session.conn == conn) {
+            return true; // from a connection that has lost the race
         }
         match self.read(now, message) {
             Ok(ours) => ours,

@@ -21,7 +21,6 @@ struct Lab {
     dialled: BTreeMap<ConnId, (EntityAddr, Box<dyn ClientAuth>)>,
     closed: Vec<ConnId>,
     sent: Vec<(ConnId, Request)>,
-    pinged: Vec<ConnId>,
     events: Vec<Event>,
 }
 
@@ -63,7 +62,6 @@ impl Lab {
             dialled: BTreeMap::new(),
             closed: Vec::new(),
             sent: Vec::new(),
-            pinged: Vec::new(),
             events: Vec::new(),
         };
         lab.drain();
@@ -81,7 +79,6 @@ impl Lab {
                     self.closed.push(conn);
                 }
                 Action::Send(conn, request) => self.sent.push((conn, request)),
-                Action::Ping(conn) => self.pinged.push(conn),
                 Action::Event(event) => self.events.push(event),
             }
         }
@@ -135,14 +132,7 @@ impl Lab {
     /// Lets time pass until something is sent, dialled, closed or told, at the latest until then.
     fn sleep(&mut self, until: Duration) -> Duration {
         let busy = |lab: &Self| {
-            [
-                &lab.closed.len(),
-                &lab.sent.len(),
-                &lab.pinged.len(),
-                &lab.events.len(),
-                &lab.dialled.len(),
-            ]
-            .map(|n| *n)
+            [&lab.closed.len(), &lab.sent.len(), &lab.events.len(), &lab.dialled.len()].map(|n| *n)
         };
         let before = busy(self);
         loop {
@@ -359,25 +349,6 @@ fn osd_maps_are_for_somebody_else() {
 }
 
 #[test]
-fn a_silent_monitor_is_left() {
-    let mut lab = Lab::new(2);
-    let (conn, _) = lab.connect(0);
-    for due in [10, 20] {
-        assert_eq!(lab.sleep_s(100), due);
-    }
-    assert_eq!(lab.pinged, [conn, conn]);
-    lab.mon.handle_alive(at(21), conn);
-    for due in [30, 40, 50] {
-        assert_eq!(lab.sleep_s(100), due);
-    }
-    assert_eq!(lab.sleep_s(100), 51);
-    assert_eq!(lab.closed.last(), Some(&conn));
-    let Some(Event::Lost { reason, .. }) = lab.events.last() else { panic!() };
-    assert_eq!(reason, "silent for 30 s");
-    lab.connect(52);
-}
-
-#[test]
 fn hunting_never_ends_once_we_are_known() {
     let mut lab = Lab::new(3);
     let (conn, _) = lab.connect(0);
@@ -485,7 +456,6 @@ fn tickets_are_renewed_all_the_time() {
     lab.sent.clear();
     while time < Duration::from_secs(600) {
         time = lab.sleep(Duration::from_secs(600));
-        lab.mon.handle_alive(Instant(time), conn);
         lab.keys.lock().unwrap().tick(now(time.as_secs()));
         for (_, request) in std::mem::take(&mut lab.sent) {
             let Request::Auth(auth) = request else { continue };
