@@ -88,8 +88,6 @@ impl Layout {
             (unit, _) if !object_size.is_multiple_of(unit) => Err(LayoutError::NotAFactor(unit)),
             (unit, _) if unit < STRIPE_UNIT_MIN => Err(LayoutError::SmallUnit(unit)),
             (_, count) if count > u64::MAX >> order => Err(LayoutError::Count(count)),
-            // One object at a time is filled unit by unit: that is what plain objects are.
-            (_, 1) => Ok(Self { order, unit_bits: order, count: 1 }),
             (unit, count) => Ok(Self { order, unit_bits: unit.trailing_zeros() as u8, count }),
         }
     }
@@ -104,7 +102,18 @@ impl Layout {
         1 << self.order
     }
 
-    /// Whether neighbouring bytes of an object may be apart in the image.
+    /// How many bytes go to an object before it is the next one's turn.
+    pub fn stripe_unit(&self) -> u64 {
+        1 << self.unit_bits
+    }
+
+    /// How many objects take turns.
+    pub fn stripe_count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether neighbouring bytes of an object may be apart in the image. One object that takes all the turns is filled
+    /// unit by unit, which makes it a plain one.
     pub fn is_striped(&self) -> bool {
         self.count > 1
     }
@@ -197,7 +206,7 @@ impl Iterator for Extents {
         }
         let layout = self.layout;
         if !layout.is_striped() {
-            let offset = self.offset & layout.unit_mask();
+            let offset = self.offset & (layout.object_size() - 1);
             let len = (layout.object_size() - offset).min(self.end - self.offset);
             let object = self.offset >> layout.order;
             let extent = Extent { object, offset, len, image: self.offset };
@@ -242,8 +251,11 @@ impl Iterator for Pieces {
             return None;
         }
         let layout = self.layout;
-        let in_unit = self.offset & layout.unit_mask();
-        let len = ((1 << layout.unit_bits) - in_unit).min(self.end - self.offset);
+        let left = self.end - self.offset;
+        let len = match layout.is_striped() {
+            true => (layout.stripe_unit() - (self.offset & layout.unit_mask())).min(left),
+            false => left,
+        };
         let (set, position) = (self.object / layout.count, self.object % layout.count);
         let image = layout.image_offset(set, position, self.offset);
         self.offset += len;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Empty, methods};
+use super::{Empty, MirrorImage, methods};
 
 /// State of a directory in which images may be made.
 pub const DIRECTORY_READY: u8 = 0;
@@ -90,6 +90,12 @@ methods! { "rbd";
         /// Its name.
         name: String,
     } -> Empty;
+
+    /// How an image is mirrored. `ENOENT` if it is not.
+    reads GetMirrorImage("mirror_image_get") {
+        /// The image's id.
+        id: String,
+    } -> MirrorImage;
 
     /// How images of the pool are mirrored: 0 not at all, 1 those chosen, 2 all with a journal. `ENOENT` means 0.
     reads GetMirrorMode("mirror_mode_get") {} -> u32;

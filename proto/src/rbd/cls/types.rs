@@ -83,6 +83,16 @@ record! {
     }
 }
 
+record! {
+    /// How an image is mirrored (`cls::rbd::MirrorImage`).
+    MirrorImage [1, 1] {
+        /// What it is called in all clusters that have it.
+        global_id: String,
+        /// 0 while that ends, 1 while it lasts, 2 not at all.
+        state: u8,
+    }
+}
+
 /// What a snapshot was taken for (`cls::rbd::SnapshotNamespace`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotNamespace {
