@@ -258,6 +258,9 @@ impl Encode for Keepalive {
 /// `ceph_msg_header2` on the wire.
 pub(super) const MESSAGE_HEADER_LEN: usize = 41;
 
+/// Flags of messenger v1's footer: complete, and without a checksum of its own. Nobody reads them; librados sends these.
+const FOOTER_FLAGS: u8 = 3;
+
 /// What the messenger adds to a message's [`Header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MessageHeader {
@@ -282,7 +285,7 @@ impl MessageHeader {
         w.put_u32_le(0);
         w.put_u16_le(0);
         w.put_u64_le(*ack_seq);
-        w.put_u8(0); // flags of messenger v1's footer, which nobody reads
+        w.put_u8(FOOTER_FLAGS);
         w.put_u16_le(header.compat);
         bytes
     }
