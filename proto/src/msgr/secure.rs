@@ -99,3 +99,72 @@ impl Gcm {
         if opened { Ok(()) } else { Err(Error::misbehaved("a frame that does not decrypt")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits = text.as_bytes().chunks(2);
+        digits
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+
+    fn both(key: &[u8; KEY_LEN]) -> [Cipher; 2] {
+        [Cipher::new(key), Cipher::portable(key)]
+    }
+
+    #[test]
+    fn known_answers() {
+        // Test cases 2 and 3 of McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B.
+        let plain = "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525\
+                     b16aedf5aa0de657ba637b391aafd255";
+        let sealed = "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa05\
+                      1ba30b396a0aac973d58e091473f59854d5c2af327cd64a62cf35abd2ba6fab4";
+        for (key, nonce, plain, sealed) in [
+            (
+                "00".repeat(16),
+                "00".repeat(12),
+                "00".repeat(16),
+                "0388dace60b6a392f328c2b971b2fe78ab6e47d42cec13bdf53a67b21257bddf".to_owned(),
+            ),
+            (
+                "feffe9928665731c6d6a8f9467308308".to_owned(),
+                "cafebabefacedbaddecaf888".to_owned(),
+                plain.to_owned(),
+                sealed.to_owned(),
+            ),
+        ] {
+            for cipher in both(&hex(&key).try_into().unwrap()) {
+                let nonce: [u8; 12] = hex(&nonce).try_into().unwrap();
+                let mut gcm = Gcm::new(cipher, nonce);
+                let mut block = hex(&plain);
+                block.extend([0; TAG_LEN]);
+                gcm.seal(&mut block);
+                assert_eq!(block, hex(&sealed));
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_seals_the_other_opens() {
+        let key = *b"0123456789abcdef";
+        let [fast, portable] = both(&key);
+        // The counter goes from the last 64-bit number to 0.
+        let nonce = [9, 9, 9, 9, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        let (mut sealer, mut opener) = (Gcm::new(fast, nonce), Gcm::new(portable, nonce));
+        for len in [0, 1, 15, 16, 17, 48, 80, 255, 4096, 10_000] {
+            let plain: Vec<u8> = (0..len + TAG_LEN).map(|i| i as u8).collect();
+            let mut block = plain.clone();
+            sealer.seal(&mut block);
+            opener.open(&mut block).unwrap();
+            assert_eq!(block[..len], plain[..len]);
+        }
+        let mut block = vec![0; 40];
+        sealer.seal(&mut block);
+        assert!(sealer.open(&mut block.clone()).is_err(), "another nonce");
+        assert!(opener.open(&mut block[..39]).is_err(), "cut short");
+        assert!(opener.open(&mut []).is_err(), "nothing");
+    }
+}
