@@ -184,6 +184,11 @@ impl ClientAuth for MonAuth {
             return self.request();
         }
         if !allowed_methods.contains(&tried) {
+            if allowed_methods.contains(&method::CEPHX)
+                && self.login.methods.contains(&method::CEPHX)
+            {
+                self.login.key()?;
+            }
             return Err(AuthError::Incompatible(format!(
                 "the cluster authenticates with {}, we may use {}",
                 method_names(allowed_methods),

@@ -99,10 +99,13 @@ impl KeyServer {
         }
     }
 
-    /// Makes all tickets worthless (`ceph auth wipe-rotating-service-keys`).
+    /// Makes all tickets for services worthless (`ceph auth wipe-rotating-service-keys`). AUTH tickets stay good, so
+    /// that clients can get new ones.
     pub fn wipe_rotating(&mut self) {
-        for rotating in self.rotating.values_mut() {
-            rotating.secrets.clear();
+        for (service, rotating) in &mut self.rotating {
+            if *service != EntityType::AUTH {
+                rotating.secrets.clear();
+            }
         }
         self.tick(self.now);
     }

@@ -277,10 +277,23 @@ fn a_ticket_that_has_had_its_time_is_refused_and_renewed() {
     let Err(AuthError::Refused(refused)) = lab.authorize() else { panic!() };
     assert!(refused.contains("does not take our ticket"), "{refused}");
 
-    // All tickets are gone, the AUTH ticket with them, so this needs a new one from the client's key.
     assert_eq!(lab.tickets.renewal_due(), Some(at(2700)));
     lab.tickets.refused(EntityType::OSD);
     assert_eq!(lab.tickets.renewal_due(), Some(at(0)));
+    lab.renew(&session, 1);
+    assert_eq!(lab.tickets.renewal_due(), Some(at(2701)));
+    lab.authorize().unwrap();
+}
+
+#[test]
+fn a_refused_renewal_waits() {
+    let mut lab = Lab::new(KeyType::Aes, KeyType::Aes);
+    let (_, session) = lab.login().unwrap();
+    // Ten days on, the AUTH ticket's secret is gone.
+    for day in 1..10 {
+        lab.tick(day * 86_400);
+    }
+    lab.tickets.refused(EntityType::OSD);
     let request = lab.tickets.renewal_request(at(1), &mut lab.entropy).unwrap();
     let (result, reply) = session.renew(&request);
     let refused = lab.tickets.renewal_reply(at(1), result, &reply);
@@ -331,6 +344,12 @@ fn refusals_are_told_in_words() {
     assert!(refusal(lab).starts_with("the monitors refuse client.b and its aes256k key"));
 
     let mut lab = Lab::new(KeyType::Aes, KeyType::Aes);
+    let login = Login { key: None, ..lab.tickets.login().clone() };
+    lab.tickets = Tickets::new(Arc::new(login));
+    assert_eq!(refusal(lab), "no key for client.a: cephx needs a keyring");
+
+    let both = vec![method::CEPHX, method::NONE];
+    let mut lab = Lab::with(KeyType::Aes, cephx(), both, vec![Crc]);
     let login = Login { key: None, ..lab.tickets.login().clone() };
     lab.tickets = Tickets::new(Arc::new(login));
     assert_eq!(refusal(lab), "no key for client.a: cephx needs a keyring");
