@@ -1,3 +1,15 @@
 //! A complete RBD client in Rust.
 
+pub mod attach;
+pub mod cluster;
 pub mod config;
+pub mod error;
+pub mod image;
+mod net;
+pub mod pool;
+
+pub use self::cluster::Cluster;
+pub use self::config::Config;
+pub use self::error::{Error, Kind, Result};
+pub use self::image::Image;
+pub use self::pool::Pool;

@@ -1,1 +1,661 @@
-//! The table of operations in flight, and who must be sent what.
+//! The table of operations in flight: what must be sent to whom, again and again until it is answered
+//! (Ceph's `src/osdc/Objecter.cc`; `doc/dev/osd_internals/osd_overview.rst`).
+//!
+//! An operation is in exactly one place:
+//!
+//! ```text
+//!                     no primary, paused, no pool
+//!   submit ──target──────────────────────────────► held ──new map──┐
+//!              │  ▲                                                │
+//!              │  └────────────────────────────────────────────────┘
+//!              ▼
+//!            queued at an OSD ──session open, no backoff──► sent ──reply──► complete
+//!              ▲                                             │
+//!              └──── session lost, new interval, unblocked ──┘
+//! ```
+//!
+//! Inputs are `handle_*`, outputs `poll_*`. The objecter knows no connection: it says "send this to OSD 7", and is told
+//! when there is a session with OSD 7 and when it is gone. Operations on one object are sent in the order in which they
+//! were submitted, and sent again in that order; the request id never changes, so an OSD applies each at most once.
+
+mod placement;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use slab::Slab;
+use thiserror::Error;
+
+use self::placement::{Location, Placement};
+use crate::denc::DecodeError;
+use crate::msg::backoff::{Backoff, BackoffOp};
+use crate::msg::object::{HObject, SpgId};
+use crate::msg::osd_map::OsdMaps;
+use crate::msg::osd_op::{Operation, Redirect, Reply, ReqId, Request, Routing, flag};
+use crate::osdmap::{ApplyError, Incremental, OsdMap};
+use crate::types::{
+    EntityAddr, EntityAddrs, EntityName, EntityType, Epoch, Instant, OsdId, PgId, PoolId, Tid,
+};
+
+/// Bits of a tid that hold the operation's slot in the table; the others count submissions, so that tids ascend.
+const SLOT_BITS: u32 = 20;
+
+/// `-EAGAIN`: a replica that may not answer yet.
+const EAGAIN: i32 = -11;
+
+/// Why an operation ended without an OSD's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// The pool was deleted.
+    #[error("pool {0} does not exist (any more)")]
+    NoPool(PoolId),
+    /// No answer in the time that was set; what became of the operation is unknown.
+    #[error("no answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// This client was fenced off by the cluster: nothing it sends is applied.
+    #[error("this client is blocklisted")]
+    Blocklisted,
+}
+
+/// What became of an operation.
+pub type OpResult = Result<Reply, OpError>;
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Connect to this OSD; then call [`Objecter::handle_session_open`] or [`Objecter::handle_session_lost`].
+    Open {
+        /// The OSD.
+        osd: OsdId,
+        /// Where it is.
+        addr: EntityAddr,
+    },
+    /// The OSD is gone from the map, or has another address: drop the connection.
+    Close {
+        /// The OSD.
+        osd: OsdId,
+    },
+    /// Answer an OSD's backoff.
+    AckBackoff {
+        /// The OSD.
+        osd: OsdId,
+        /// The answer.
+        message: Backoff,
+    },
+    /// Subscribe to OSD maps from this epoch on.
+    WantMap {
+        /// The first epoch that is missing; 0 for the newest full map.
+        start: Epoch,
+    },
+    /// Ask the monitors for the newest epoch, and call [`Objecter::handle_newest_epoch`].
+    WantNewestEpoch,
+}
+
+/// Why a message of OSD maps could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MapError {
+    /// A map that cannot be decoded.
+    #[error("OSD map {epoch}: {source}")]
+    Decode {
+        /// The map's epoch.
+        epoch: Epoch,
+        /// Why.
+        source: DecodeError,
+    },
+    /// A change that does not fit the map it is for.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// There is nobody to send it to, or the cluster is paused.
+    Held,
+    /// It waits for a session with its OSD, or for a backoff to end.
+    Queued,
+    /// It is with its OSD.
+    Sent,
+}
+
+/// An operation in the table.
+#[derive(Debug)]
+struct InFlight<T> {
+    routing: Routing,
+    operation: Operation,
+    user: T,
+    place: Place,
+    /// Where it was sent or is to be sent. Meaningless while it is held.
+    location: Location,
+    submitted: Instant,
+}
+
+/// A session with one OSD, wanted or established.
+#[derive(Debug, Default)]
+struct Session {
+    addr: EntityAddr,
+    open: bool,
+    backoffs: Vec<Backoff>,
+}
+
+/// What slow-request reports say about an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlowOp {
+    /// Its number.
+    pub tid: Tid,
+    /// Its object.
+    pub object: String,
+    /// Its placement group.
+    pub pgid: PgId,
+    /// The OSD it waits for; `None` if there is none.
+    pub osd: Option<OsdId>,
+    /// How long it has waited.
+    pub age: Duration,
+    /// What it waits for.
+    pub waits_for: &'static str,
+}
+
+/// The table. `T` is whatever the owner wants back with an operation's result.
+#[derive(Debug)]
+pub struct Objecter<T> {
+    client: EntityName,
+    features: u64,
+    placement: Option<Placement>,
+    ops: Slab<InFlight<T>>,
+    submitted: u64,
+    sessions: BTreeMap<OsdId, Session>,
+    to_send: VecDeque<Tid>,
+    actions: VecDeque<Action>,
+    completed: VecDeque<(T, OpResult)>,
+    /// The epoch that the monitors were last known to have at least.
+    newest: Epoch,
+    asked_newest: bool,
+    map_wanted: bool,
+    timeout: Option<Duration>,
+    our_addrs: EntityAddrs,
+}
+
+impl<T> Objecter<T> {
+    /// An empty table. `features` are those that requests announce; `timeout` ends operations that are not answered
+    /// (`rados_osd_op_timeout`), `None` never.
+    pub fn new(features: u64, timeout: Option<Duration>) -> Self {
+        Self {
+            client: EntityName { kind: EntityType::CLIENT, num: -1 },
+            features,
+            placement: None,
+            ops: Slab::new(),
+            submitted: 0,
+            sessions: BTreeMap::new(),
+            to_send: VecDeque::new(),
+            actions: VecDeque::from([Action::WantMap { start: Epoch(0) }]),
+            completed: VecDeque::new(),
+            newest: Epoch(0),
+            asked_newest: false,
+            map_wanted: true,
+            timeout,
+            our_addrs: EntityAddrs::default(),
+        }
+    }
+
+    /// Who this client is: its global id, which is part of every request's id, and the address by which the cluster
+    /// would fence it.
+    pub fn set_identity(&mut self, global_id: u64, addr: EntityAddr) {
+        self.client.num = global_id as i64;
+        self.our_addrs = EntityAddrs(vec![addr]);
+    }
+
+    /// The map in use.
+    pub fn map(&self) -> Option<&OsdMap> {
+        self.placement.as_ref().map(Placement::map)
+    }
+
+    /// Operations that are not complete.
+    pub fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Puts an operation into the table. Its result comes out of [`Self::poll_completed`] with `user`.
+    pub fn submit(&mut self, now: Instant, operation: Operation, user: T) -> Tid {
+        self.submitted += 1;
+        let entry = self.ops.vacant_entry();
+        let tid = Tid(self.submitted << SLOT_BITS | entry.key() as u64);
+        let routing = Routing {
+            tid,
+            pgid: SpgId { pg: PgId::default(), shard: SpgId::NO_SHARD },
+            hash: 0,
+            epoch: Epoch(0),
+            flags: operation.all_flags(),
+            reqid: ReqId { client: self.client, tid, incarnation: 0 },
+            attempt: -1,
+            features: self.features,
+        };
+        entry.insert(InFlight {
+            routing,
+            operation,
+            user,
+            place: Place::Held,
+            location: Location::default(),
+            submitted: now,
+        });
+        self.route(tid);
+        tid
+    }
+
+    /// The next request to send, and the OSD to send it to. Only OSDs with an open session are named.
+    pub fn poll_send(&mut self) -> Option<(OsdId, Request<'_>)> {
+        loop {
+            let tid = self.to_send.pop_front()?;
+            let epoch = self.map().map_or(Epoch(0), |map| map.epoch);
+            // Cancelled, or sent elsewhere meanwhile.
+            let Some(op) = self.ops.get_mut(slot(tid)) else { continue };
+            if op.routing.tid != tid || op.place != Place::Queued {
+                continue;
+            }
+            let Some(osd) = op.location.primary else { continue };
+            if !self.sessions.get(&osd).is_some_and(|session| session.open) {
+                continue;
+            }
+            op.place = Place::Sent;
+            op.routing.epoch = epoch;
+            op.routing.attempt += 1;
+            if op.routing.attempt > 0 {
+                op.routing.flags |= flag::RETRY;
+            }
+            let op = self.ops.get(slot(tid))?;
+            return Some((osd, Request { routing: &op.routing, operation: &op.operation }));
+        }
+    }
+
+    /// The next thing for the driver to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Whether there is something for the driver to do.
+    pub fn has_action(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// The next operation that is done.
+    pub fn poll_completed(&mut self) -> Option<(T, OpResult)> {
+        self.completed.pop_front()
+    }
+
+    /// There is a session with this OSD: everything for it is sent, again or for the first time.
+    pub fn handle_session_open(&mut self, osd: OsdId) {
+        let Some(session) = self.sessions.get_mut(&osd) else { return };
+        session.open = true;
+        session.backoffs.clear();
+        self.send_again(|op| op.location.primary == Some(osd));
+    }
+
+    /// The session with this OSD is gone, and with it what the OSD was doing for us. Unless the map says that the OSD
+    /// is gone as well, a new one is asked for.
+    pub fn handle_session_lost(&mut self, osd: OsdId) {
+        let Some(session) = self.sessions.get_mut(&osd) else { return };
+        session.open = false;
+        session.backoffs.clear();
+        let addr = session.addr;
+        let mut wanted = false;
+        for (_, op) in &mut self.ops {
+            if op.location.primary == Some(osd) && op.place != Place::Held {
+                op.place = Place::Queued;
+                wanted = true;
+            }
+        }
+        if wanted {
+            self.actions.push_back(Action::Open { osd, addr });
+            // It may have died: the map will tell.
+            self.want_map();
+        } else {
+            self.sessions.remove(&osd);
+        }
+    }
+
+    /// An answer. Answers to requests that are complete, were cancelled or went elsewhere meanwhile are ignored.
+    pub fn handle_reply(&mut self, osd: OsdId, reply: Reply) {
+        let slot = slot(reply.tid);
+        let Some(op) = self.ops.get_mut(slot) else { return };
+        let current = op.routing.tid == reply.tid
+            && op.place == Place::Sent
+            && op.location.primary == Some(osd)
+            && (reply.attempt < 0 || reply.attempt == op.routing.attempt);
+        if !current {
+            return;
+        }
+        if let Some(redirect) = reply.redirect {
+            return self.redirect(reply.tid, redirect);
+        }
+        if reply.result == EAGAIN
+            && op.routing.flags & (flag::BALANCE_READS | flag::LOCALIZE_READS) != 0
+        {
+            op.routing.flags &= !(flag::BALANCE_READS | flag::LOCALIZE_READS);
+            return self.route(reply.tid);
+        }
+        let op = self.ops.remove(slot);
+        self.completed.push_back((op.user, Ok(reply)));
+    }
+
+    /// An OSD holds back a range of objects, or lets it go again.
+    pub fn handle_backoff(&mut self, osd: OsdId, backoff: Backoff) {
+        let Some(session) = self.sessions.get_mut(&osd) else { return };
+        match backoff.op {
+            BackoffOp::Block => {
+                let message = Backoff { op: BackoffOp::AckBlock, ..backoff.clone() };
+                session.backoffs.push(backoff);
+                self.actions.push_back(Action::AckBackoff { osd, message });
+            }
+            BackoffOp::Unblock => {
+                session.backoffs.retain(|b| b.id != backoff.id || b.pgid != backoff.pgid);
+                self.send_again(|op| {
+                    op.location.primary == Some(osd)
+                        && op.location.pgid == backoff.pgid
+                        && backoff.covers(&object_of(op))
+                });
+            }
+            BackoffOp::AckBlock => {}
+        }
+    }
+
+    /// New maps from a monitor or an OSD. Every epoch is looked at: an OSD drops what it was doing for us whenever the
+    /// set of OSDs that serve a PG changes, even if it changes back. Says whether anything was new.
+    ///
+    /// # Errors
+    /// A map that is of no use. The one in use is still good; a full one has to be asked for.
+    pub fn handle_maps(&mut self, maps: &OsdMaps) -> Result<bool, MapError> {
+        self.map_wanted = false;
+        let before = self.map().map_or(Epoch(0), |map| map.epoch);
+        self.apply(maps)?;
+        let epoch = self.map().map_or(Epoch(0), |map| map.epoch);
+        self.newest = self.newest.max(maps.newest).max(epoch);
+        if epoch < maps.newest {
+            self.want_map();
+        }
+        if !self.ops.is_empty() && self.ops.iter().any(|(_, op)| op.place == Place::Held) {
+            self.want_map();
+        }
+        Ok(epoch > before)
+    }
+
+    /// The monitors' newest epoch, as asked for with [`Action::WantNewestEpoch`]: operations on pools that are not in
+    /// that map either end.
+    pub fn handle_newest_epoch(&mut self, newest: Epoch) {
+        self.asked_newest = false;
+        self.newest = self.newest.max(newest);
+        self.end_without_pool();
+        if self.map().is_none_or(|map| map.epoch < newest) {
+            self.want_map();
+        }
+    }
+
+    /// Gives an operation up. What becomes of it is unknown: it may still be applied. Returns its user's data if it was
+    /// in the table.
+    pub fn cancel(&mut self, tid: Tid) -> Option<T> {
+        let known = self.ops.get(slot(tid)).is_some_and(|op| op.routing.tid == tid);
+        known.then(|| self.ops.remove(slot(tid)).user)
+    }
+
+    /// When [`Self::handle_timeout`] is to be called, if ever.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timeout = self.timeout?;
+        self.ops.iter().map(|(_, op)| op.submitted + timeout).min()
+    }
+
+    /// Ends operations that took too long.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(timeout) = self.timeout else { return };
+        self.end(|op| (now.since(op.submitted) >= timeout).then_some(OpError::TimedOut(timeout)));
+    }
+
+    /// Operations that have waited longer than `age`, oldest first.
+    pub fn slow_ops(&self, now: Instant, age: Duration) -> Vec<SlowOp> {
+        let mut slow: Vec<_> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| now.since(op.submitted) >= age)
+            .map(|(_, op)| self.describe(now, op))
+            .collect();
+        slow.sort_by_key(|op| op.tid);
+        slow
+    }
+
+    fn describe(&self, now: Instant, op: &InFlight<T>) -> SlowOp {
+        let pgid = op.location.pgid.pg;
+        let waits_for = match op.place {
+            Place::Sent => "the OSD's answer",
+            Place::Queued if self.backed_off(op) => "the PG to end its backoff",
+            Place::Queued => "a connection to the OSD",
+            Place::Held => match &self.placement {
+                None => "an OSD map",
+                Some(placement)
+                    if placement.paused(op.routing.flags, op.operation.locator.pool) =>
+                {
+                    "the cluster or pool to be unpaused or to have space"
+                }
+                Some(_) => "the PG to have a primary OSD",
+            },
+        };
+        SlowOp {
+            tid: op.routing.tid,
+            object: op.operation.object.clone(),
+            pgid,
+            osd: op.location.primary,
+            age: now.since(op.submitted),
+            waits_for,
+        }
+    }
+
+    /// Finds out where an operation belongs, and queues it there or holds it.
+    fn route(&mut self, tid: Tid) {
+        let Some(op) = self.ops.get_mut(slot(tid)) else { return };
+        op.place = Place::Held;
+        let Some(placement) = &self.placement else { return };
+        let Some(location) = placement.locate(&op.operation) else {
+            // Perhaps the pool is newer than our map.
+            if !self.asked_newest {
+                self.asked_newest = true;
+                self.actions.push_back(Action::WantNewestEpoch);
+            }
+            return;
+        };
+        op.location = location;
+        op.routing.pgid = location.pgid;
+        op.routing.hash = location.hash;
+        if placement.paused(op.routing.flags, op.operation.locator.pool) {
+            return;
+        }
+        let Some(osd) = location.primary else { return self.want_map() };
+        op.place = Place::Queued;
+        let open = match self.sessions.get(&osd) {
+            Some(session) => session.open,
+            None => self.open_session(osd),
+        };
+        if open && !self.ops.get(slot(tid)).is_some_and(|op| self.backed_off(op)) {
+            self.to_send.push_back(tid);
+        }
+    }
+
+    /// Asks for a session. Never one that is open already.
+    fn open_session(&mut self, osd: OsdId) -> bool {
+        let addr = self.placement.as_ref().and_then(|placement| placement.addr(osd));
+        if let Some(addr) = addr {
+            self.sessions.insert(osd, Session { addr, open: false, backoffs: Vec::new() });
+            self.actions.push_back(Action::Open { osd, addr });
+        }
+        false
+    }
+
+    fn backed_off(&self, op: &InFlight<T>) -> bool {
+        let session = op.location.primary.and_then(|osd| self.sessions.get(&osd));
+        session.is_some_and(|session| {
+            session
+                .backoffs
+                .iter()
+                .any(|backoff| backoff.pgid == op.location.pgid && backoff.covers(&object_of(op)))
+        })
+    }
+
+    /// Sends the chosen operations again, in the order of their submission.
+    fn send_again(&mut self, chosen: impl Fn(&InFlight<T>) -> bool) {
+        let mut tids: Vec<_> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| op.place != Place::Held && chosen(op) && !self.backed_off(op))
+            .map(|(_, op)| op.routing.tid)
+            .collect();
+        tids.sort_unstable();
+        for tid in &tids {
+            if let Some(op) = self.ops.get_mut(slot(*tid)) {
+                op.place = Place::Queued;
+            }
+        }
+        // Those that were queued before are behind in the table's order as well.
+        let chosen: BTreeSet<_> = tids.iter().copied().collect();
+        self.to_send.retain(|tid| !chosen.contains(tid));
+        self.to_send.extend(tids);
+    }
+
+    /// Sends an operation to where an OSD says the object is (cache tiers).
+    fn redirect(&mut self, tid: Tid, redirect: Redirect) {
+        if let Some(op) = self.ops.get_mut(slot(tid)) {
+            op.operation.locator = redirect.locator;
+            if !redirect.object.is_empty() {
+                op.operation.object = redirect.object;
+            }
+            op.routing.flags |= flag::REDIRECTED | flag::IGNORE_OVERLAY;
+        }
+        self.route(tid);
+    }
+
+    fn want_map(&mut self) {
+        if self.map_wanted {
+            return;
+        }
+        self.map_wanted = true;
+        let start = self.map().map_or(Epoch(0), |map| Epoch(map.epoch.0 + 1));
+        self.actions.push_back(Action::WantMap { start });
+    }
+
+    /// Applies what can be applied, one epoch at a time.
+    fn apply(&mut self, maps: &OsdMaps) -> Result<(), MapError> {
+        loop {
+            let current = self.map().map(|map| map.epoch);
+            let next = current.map_or(Epoch(0), |epoch| Epoch(epoch.0 + 1));
+            let decode = |epoch, source| MapError::Decode { epoch, source };
+            if let Some(placement) = &mut self.placement
+                && let Some(incremental) = maps.incremental.get(&next)
+            {
+                let incremental =
+                    Incremental::decode(incremental).map_err(|error| decode(next, error))?;
+                placement.apply(&incremental)?;
+                self.rescan(false);
+                continue;
+            }
+            // A full map: the next one, or, where there is a gap, the oldest that is newer than ours.
+            let newer = match current {
+                Some(_) => maps.full.range(next..).next(),
+                None => maps.full.iter().next_back(),
+            };
+            let Some((&epoch, bytes)) = newer else { return Ok(()) };
+            let map = OsdMap::decode(bytes).map_err(|error| decode(epoch, error))?;
+            let skipped = current.is_some() && epoch != next;
+            self.placement = Some(Placement::new(map));
+            self.rescan(skipped);
+        }
+    }
+
+    /// After a change of the map: finds every operation's place again. Where epochs were skipped, the set of OSDs may
+    /// have changed and changed back, so everything is sent again.
+    fn rescan(&mut self, skipped: bool) {
+        if self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs)) {
+            return self.end(|_| Some(OpError::Blocklisted));
+        }
+        self.close_dead_sessions();
+        let mut order: Vec<_> = self.ops.iter().map(|(_, op)| op.routing.tid).collect();
+        order.sort_unstable();
+        for tid in order {
+            let Some(placement) = &self.placement else { return };
+            let Some(op) = self.ops.get(slot(tid)) else { continue };
+            let stays = !skipped
+                && op.place != Place::Held
+                && placement.locate(&op.operation).is_some_and(|new| new == op.location)
+                && (op.place == Place::Sent
+                    || !placement.paused(op.routing.flags, op.operation.locator.pool));
+            if !stays {
+                self.route(tid);
+            }
+        }
+        self.end_without_pool();
+    }
+
+    fn close_dead_sessions(&mut self) {
+        let Some(placement) = &self.placement else { return };
+        let dead: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(osd, session)| placement.addr(**osd) != Some(session.addr))
+            .map(|(osd, _)| *osd)
+            .collect();
+        for osd in dead {
+            self.sessions.remove(&osd);
+            self.actions.push_back(Action::Close { osd });
+            // Its operations must not be taken for sent: even if the OSD came back under a new address, it is a new
+            // instance that has not seen them.
+            for (_, op) in &mut self.ops {
+                if op.location.primary == Some(osd) {
+                    op.place = Place::Held;
+                }
+            }
+        }
+    }
+
+    /// Ends operations on pools that the newest map does not have.
+    fn end_without_pool(&mut self) {
+        let Some(placement) = &self.placement else { return };
+        if self.asked_newest || placement.map().epoch < self.newest {
+            return;
+        }
+        let gone: BTreeSet<_> = self
+            .ops
+            .iter()
+            .map(|(_, op)| op.operation.locator.pool)
+            .filter(|pool| placement.map().pool(*pool).is_none())
+            .collect();
+        if !gone.is_empty() {
+            self.end(|op| {
+                let pool = op.operation.locator.pool;
+                gone.contains(&pool).then_some(OpError::NoPool(pool))
+            });
+        }
+    }
+
+    fn end(&mut self, why: impl Fn(&InFlight<T>) -> Option<OpError>) {
+        let ended: Vec<_> = self
+            .ops
+            .iter()
+            .filter_map(|(slot, op)| why(op).map(|error| (op.routing.tid, slot, error)))
+            .collect();
+        for (_, slot, error) in ended {
+            let op = self.ops.remove(slot);
+            self.completed.push_back((op.user, Err(error)));
+        }
+    }
+}
+
+/// The place in the table that a tid names.
+fn slot(tid: Tid) -> usize {
+    (tid.0 & ((1 << SLOT_BITS) - 1)) as usize
+}
+
+/// The object in the order in which backoffs name ranges.
+fn object_of<T>(op: &InFlight<T>) -> HObject {
+    HObject {
+        name: op.operation.object.clone(),
+        key: op.operation.locator.key.clone(),
+        snap: op.operation.snap,
+        hash: op.location.hash,
+        max: false,
+        namespace: op.operation.locator.namespace.clone(),
+        pool: op.operation.locator.pool.0,
+    }
+}

@@ -1,0 +1,108 @@
+//! Where operations belong, by the current map.
+
+use crate::msg::object::SpgId;
+use crate::msg::osd_op::{Operation, flag};
+use crate::osdmap::{ApplyError, Incremental, OsdMap, PgMapping, Pool, map_flag, pool_flag};
+use crate::types::{EntityAddr, OsdId, PgId, PoolId};
+
+/// Where an operation belongs. If any of it changes with a map, the OSD that had the operation has dropped it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    /// The placement group, and the shard of it that the primary has.
+    pub(super) pgid: SpgId,
+    /// The hash of the object's name.
+    pub(super) hash: u32,
+    /// Who serves it; `None` while nobody does.
+    pub(super) primary: Option<OsdId>,
+    /// A fingerprint of everything whose change begins a new interval of the PG (`PastIntervals::is_new_interval`), and of
+    /// the epochs from which on the pool's operations must be sent again.
+    interval: u64,
+}
+
+impl Default for Location {
+    fn default() -> Self {
+        let pgid = SpgId { pg: PgId::default(), shard: SpgId::NO_SHARD };
+        Self { pgid, hash: 0, primary: None, interval: 0 }
+    }
+}
+
+/// The current map.
+#[derive(Debug)]
+pub(super) struct Placement(OsdMap);
+
+impl Placement {
+    pub(super) fn new(map: OsdMap) -> Self {
+        Self(map)
+    }
+
+    pub(super) fn map(&self) -> &OsdMap {
+        &self.0
+    }
+
+    /// Goes on to the next epoch.
+    pub(super) fn apply(&mut self, incremental: &Incremental) -> Result<(), ApplyError> {
+        self.0.apply(incremental)
+    }
+
+    /// Where clients reach an OSD that is up.
+    pub(super) fn addr(&self, osd: OsdId) -> Option<EntityAddr> {
+        self.0.addrs(osd)?.msgr2()
+    }
+
+    /// Where an operation belongs; `None` if its pool does not exist.
+    pub(super) fn locate(&self, operation: &Operation) -> Option<Location> {
+        let locator = &operation.locator;
+        let pool = self.0.pool(locator.pool)?;
+        let target = match locator.hash {
+            Some(hash) => self.0.target_of_hash(locator.pool, hash)?,
+            None => {
+                let name = match locator.key.is_empty() {
+                    true => &operation.object,
+                    false => &locator.key,
+                };
+                self.0.target(locator.pool, locator.namespace.as_bytes(), name.as_bytes())?
+            }
+        };
+        let mapping = self.0.mapping(target.spg.pg)?;
+        Some(Location {
+            pgid: target.spg,
+            hash: target.hash,
+            primary: target.primary,
+            interval: interval(pool, mapping),
+        })
+    }
+
+    /// Whether operations with these flags wait (`Objecter::target_should_be_paused`).
+    pub(super) fn paused(&self, flags: u32, pool: PoolId) -> bool {
+        let reads_paused = self.0.has_flag(map_flag::PAUSERD);
+        let full = self.0.has_flag(map_flag::FULL)
+            || self.0.pool(pool).is_some_and(|pool| pool.has(pool_flag::FULL));
+        let ignores_full = flags & (flag::FULL_TRY | flag::FULL_FORCE) != 0;
+        let writes_paused = self.0.has_flag(map_flag::PAUSEWR) || (full && !ignores_full);
+        (flags & flag::READ != 0 && reads_paused) || (flags & flag::WRITE != 0 && writes_paused)
+    }
+}
+
+fn interval(pool: &Pool, mapping: &PgMapping) -> u64 {
+    let mut fingerprint = 0xcbf2_9ce4_8422_2325_u64;
+    let mut mix = |value: u32| {
+        fingerprint = (fingerprint ^ u64::from(value)).wrapping_mul(0x0000_0100_0000_01b3);
+        fingerprint ^= fingerprint >> 29;
+    };
+    for set in [&mapping.up, &mapping.acting] {
+        mix(set.len() as u32);
+        for osd in set {
+            mix(osd.0 as u32);
+        }
+    }
+    for primary in [mapping.up_primary, mapping.acting_primary] {
+        mix(primary.map_or(u32::MAX, |osd| osd.0 as u32));
+    }
+    for value in [pool.size.into(), pool.min_size.into(), pool.pg_num, pool.pg_num_pending] {
+        mix(value);
+    }
+    for epoch in [pool.last_force_op_resend, pool.last_force_op_resend_prenautilus] {
+        mix(epoch.0);
+    }
+    fingerprint
+}

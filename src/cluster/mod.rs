@@ -1,0 +1,283 @@
+//! A client of a Ceph cluster: logs in, keeps the maps, and carries operations to the OSDs and back.
+//!
+//! Everything it knows is in [`state`], behind one lock that is never held across an await. One task per connection
+//! moves bytes ([`crate::net`]); one supervises. Who submits operations only encodes them into the send buffer of the
+//! right connection, and whoever receives replies puts the results where they are waited for: no task and no channel per
+//! operation.
+
+mod completion;
+mod login;
+mod state;
+mod tasks;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use proto::mon::Mon;
+use proto::msg::osd_op::{Operation, Reply};
+use proto::objecter::{OpError, SlowOp};
+use proto::osdmap::OsdMap;
+use proto::types::{Epoch, Fsid, Instant, PoolId, UTime};
+use tokio::sync::{Notify, oneshot};
+
+pub(crate) use self::completion::Inbox;
+use self::completion::Waiter;
+pub use self::state::CommandOutput;
+use self::state::{OsEntropy, State};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::pool::Pool;
+
+/// A client of a cluster. Cheap to clone; when the last clone is dropped, its connections are closed.
+#[derive(Clone)]
+pub struct Cluster(Arc<Handle>);
+
+/// Closes the client when nobody uses it any more.
+struct Handle {
+    shared: Arc<Shared>,
+    config: Config,
+}
+
+/// What the tasks and the users of a client share.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// The supervisor has something to do.
+    changed: Notify,
+    origin: std::time::Instant,
+}
+
+impl Shared {
+    fn now(&self) -> Instant {
+        Instant(self.origin.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held cannot have left half a change that matters more than going on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, then sends what is to be sent, delivers results, and wakes whoever has to act.
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let now = self.now();
+        let mut to_wake = Vec::new();
+        let (result, supervise) = {
+            let mut state = self.lock();
+            let result = change(&mut state);
+            (result, state.settle(now, &mut to_wake))
+        };
+        for inbox in to_wake {
+            inbox.wake();
+        }
+        if supervise {
+            self.changed.notify_one();
+        }
+        result
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.with(State::close);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("entity", &self.entity()).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Logs in, and waits for the first OSD map. Tasks are spawned on the current tokio runtime.
+    ///
+    /// # Errors
+    /// No monitor answers in `client_mount_timeout`, none of them lets us in, or the configuration lacks something: the
+    /// text says which.
+    pub async fn connect(config: Config) -> Result<Self> {
+        let mon = login::mon_config(&config).await?;
+        let origin = std::time::Instant::now();
+        let mon = Mon::new(Instant::default(), mon, Box::new(OsEntropy));
+        let mut nonce = [0; 4];
+        getrandom::fill(&mut nonce).map_err(|error| {
+            Error::new(Kind::Os(5), "no random bytes from the operating system").with_source(error)
+        })?;
+        let nonce = u32::from_le_bytes(nonce);
+        let state = State::new(mon, nonce, config.osd_op_timeout);
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), origin });
+        let cluster = Self(Arc::new(Handle { shared: Arc::clone(&shared), config }));
+        tokio::spawn(tasks::supervise(shared));
+        cluster.wait_for_map(Epoch(1)).await?;
+        Ok(cluster)
+    }
+
+    /// How this client was configured.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Who we are: `client.admin`.
+    pub fn entity(&self) -> &str {
+        &self.0.config.name
+    }
+
+    /// The cluster's identity.
+    pub fn fsid(&self) -> Fsid {
+        self.with_map(|map| map.fsid).unwrap_or_default()
+    }
+
+    /// The pool of a name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
+    pub async fn pool(&self, name: &str) -> Result<Pool> {
+        if let Some(id) = self.pool_id(name) {
+            return Ok(Pool::new(self.clone(), id, name));
+        }
+        // It may be newer than our map.
+        self.refresh_map().await?;
+        let id = self
+            .pool_id(name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {name}")))?;
+        Ok(Pool::new(self.clone(), id, name))
+    }
+
+    /// The pool of a number.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
+    pub async fn pool_by_id(&self, id: PoolId) -> Result<Pool> {
+        let name = || self.with_map(|map| map.pool_name(id).map(str::to_owned)).flatten();
+        if let Some(name) = name() {
+            return Ok(Pool::new(self.clone(), id, name));
+        }
+        self.refresh_map().await?;
+        let name =
+            name().ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {id}")))?;
+        Ok(Pool::new(self.clone(), id, name))
+    }
+
+    fn pool_id(&self, name: &str) -> Option<PoolId> {
+        self.with_map(|map| map.pool_id(name)).flatten()
+    }
+
+    /// Looks at the current OSD map; `None` before there is one.
+    pub fn with_map<T>(&self, look: impl FnOnce(&OsdMap) -> T) -> Option<T> {
+        self.0.shared.lock().objecter.map().map(look)
+    }
+
+    /// Waits until the OSD map is as new as the monitors' newest.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`] if no monitor answers in `client_mount_timeout`.
+    pub async fn refresh_map(&self) -> Result<()> {
+        let (sender, newest) = oneshot::channel();
+        self.0.shared.with(|state| state.ask_newest(Some(sender)));
+        let newest = self.patiently("the newest OSD map", newest).await?;
+        self.wait_for_map(newest).await
+    }
+
+    /// Waits for an OSD map of at least this epoch.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`] if it does not come in `client_mount_timeout`.
+    pub async fn wait_for_map(&self, epoch: Epoch) -> Result<()> {
+        let (sender, there) = oneshot::channel();
+        self.0.shared.with(|state| state.wait_for_map(epoch, sender));
+        self.patiently(&format!("OSD map {epoch}"), there).await
+    }
+
+    /// Waits for what a monitor has to bring, but not for ever.
+    async fn patiently<T>(&self, what: &str, waiter: oneshot::Receiver<T>) -> Result<T> {
+        let limit = self.0.config.mount_timeout;
+        match tokio::time::timeout(limit, waiter).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) => Err(self.closed()),
+            Err(_) => Err(Error::new(
+                Kind::TimedOut,
+                format!("the monitors did not bring {what} within {} s", limit.as_secs()),
+            )),
+        }
+    }
+
+    /// Runs a command on the monitors: JSON, as `ceph` sends it.
+    ///
+    /// # Errors
+    /// What the monitors answer; [`Kind::TimedOut`] after `rados_mon_op_timeout`, if that is set.
+    pub async fn command(&self, json: impl Into<String>) -> Result<CommandOutput> {
+        let (sender, done) = oneshot::channel();
+        self.0.shared.with(|state| state.command(json.into(), sender));
+        let limit = self.0.config.mon_op_timeout.unwrap_or(Duration::MAX);
+        match tokio::time::timeout(limit, done).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.closed()),
+            Err(_) => Err(Error::new(
+                Kind::TimedOut,
+                format!("no monitor answered the command within {} s", limit.as_secs()),
+            )),
+        }
+    }
+
+    /// Carries out an operation. Its reply may still be an error of the OSD's.
+    ///
+    /// Dropping the future does not take the operation back.
+    pub(crate) async fn execute(&self, mut operation: Operation) -> Result<Reply> {
+        let (sender, result) = oneshot::channel();
+        if operation.writes() {
+            operation.mtime = wall_clock();
+        }
+        let now = self.0.shared.now();
+        self.0.shared.with(|state| state.submit(now, operation, Waiter::One(sender)));
+        match result.await {
+            Ok(result) => result.map_err(op_error),
+            Err(_) => Err(self.closed()),
+        }
+    }
+
+    /// Puts an operation into the table; its result goes to the inbox with the token. It is sent with the next
+    /// [`Cluster::kick`].
+    pub(crate) fn submit(&self, operation: Operation, inbox: &Arc<Inbox>, token: u64) {
+        let shared = &self.0.shared;
+        let now = shared.now();
+        shared.lock().submit(now, operation, Waiter::Batch(Arc::clone(inbox), token));
+    }
+
+    /// Sends what was submitted.
+    pub(crate) fn kick(&self) {
+        self.0.shared.with(|_| ());
+    }
+
+    /// Operations that have waited longer than this, oldest first.
+    pub fn slow_ops(&self, age: Duration) -> Vec<SlowOp> {
+        let now = self.0.shared.now();
+        self.0.shared.lock().objecter.slow_ops(now, age)
+    }
+
+    fn closed(&self) -> Error {
+        self.0.shared.lock().failure()
+    }
+}
+
+/// Why an operation ended without an answer, as an error of ours.
+pub(crate) fn op_error(error: OpError) -> Error {
+    let kind = match error {
+        OpError::NoPool(_) => Kind::NotFound,
+        OpError::TimedOut(_) => Kind::TimedOut,
+        OpError::Blocklisted => Kind::Fenced,
+        _ => Kind::Os(5),
+    };
+    let told = Error::new(kind, error.to_string());
+    match error {
+        OpError::Blocklisted => told.with_hint(
+            "another host took over, or an administrator fenced this one off: `ceph osd blocklist ls` lists it; \
+             restart this client to get a new identity",
+        ),
+        _ => told,
+    }
+}
+
+/// The time of day, for writes.
+pub(crate) fn wall_clock() -> UTime {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().into()
+}

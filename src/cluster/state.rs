@@ -1,0 +1,617 @@
+//! Everything a client of a cluster knows, behind one lock: the monitor client, the table of operations, and the
+//! connections that carry both. Sync and without I/O; [`super::tasks`] moves the bytes.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use proto::mon::{self, ConnectError, Event as MonEvent, Loss, Mon};
+use proto::msg::osd_map::OsdMaps;
+use proto::msg::osd_op::{Operation, Reply};
+use proto::msg::{backoff::Backoff, kind};
+use proto::msgr::auth::ClientAuth;
+use proto::msgr::{self, ClientConfig, Connection, Event, Message, Outgoing, Timing, features};
+use proto::objecter::{Action, Objecter};
+use proto::types::{AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, Tid};
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::completion::{Inbox, Waiter};
+use crate::error::{Error, Kind, Result};
+use crate::net::{Lost, TryWrite, WRITE_PIECES};
+
+/// How long to wait before an OSD is called again: doubled each time, up to the last.
+const REDIAL_FIRST: Duration = Duration::from_millis(100);
+const REDIAL_LAST: Duration = Duration::from_secs(5);
+
+/// How long to wait before a full map is asked for after one that could not be used.
+const MAP_AGAIN: Duration = Duration::from_secs(1);
+
+/// Operations that wait longer than this are reported (Ceph's `osd_op_complaint_time`), then again after twice as long
+/// and so on.
+const SLOW_OP: Duration = Duration::from_secs(30);
+
+/// Random bytes from the operating system.
+#[derive(Debug)]
+pub(crate) struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        // Only fails on systems without a random source, on which nothing could be kept secret.
+        getrandom::fill(bytes).unwrap_or_else(|error| panic!("no random bytes: {error}"));
+    }
+}
+
+/// Which connection, within this client.
+pub(crate) type LinkId = usize;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    Mon(mon::ConnId),
+    Osd(OsdId),
+}
+
+/// A connection, from before it is dialled until its task has ended.
+struct Link {
+    peer: Peer,
+    addr: EntityAddr,
+    connection: Connection,
+    /// Wakes the task that moves its bytes.
+    waker: Option<Waker>,
+    /// It is to end, for this reason.
+    end: Option<Lost>,
+}
+
+impl Link {
+    /// Queues a message. The queue's bound is far above what is let into the table: reaching it means that something is
+    /// badly wrong, and the connection is given up.
+    fn send(&mut self, message: &impl Outgoing) {
+        if let Err(error) = self.connection.send(message) {
+            self.end(std::io::Error::other(error).into());
+        }
+    }
+
+    fn end(&mut self, why: Lost) {
+        self.end.get_or_insert(why);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// What is known about reaching an OSD.
+#[derive(Debug, Default)]
+struct OsdState {
+    link: Option<LinkId>,
+    /// Failures since it last answered.
+    failures: u32,
+    /// When it is to be called again, if it is.
+    redial: Option<(Instant, EntityAddr)>,
+}
+
+/// Something for a task of its own.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) link: LinkId,
+    pub(crate) addr: SocketAddr,
+}
+
+/// What a monitor command brought.
+#[derive(Clone, Debug)]
+pub struct CommandOutput {
+    /// What it has to tell a person.
+    pub status: String,
+    /// What it printed.
+    pub output: Bytes,
+}
+
+pub(crate) struct State {
+    mon: Mon,
+    pub(super) objecter: Objecter<Waiter>,
+    links: Slab<Link>,
+    monitors: BTreeMap<mon::ConnId, LinkId>,
+    osds: BTreeMap<OsdId, OsdState>,
+    commands: BTreeMap<Tid, oneshot::Sender<Result<CommandOutput>>>,
+    /// Who waits for the monitors' newest epoch; `None` is the objecter.
+    versions: BTreeMap<Tid, Option<oneshot::Sender<Epoch>>>,
+    /// Who waits for a map of at least this epoch.
+    map_waiters: Vec<(Epoch, oneshot::Sender<()>)>,
+    /// This client's address: the same to everybody, since by it the cluster would fence us.
+    local: EntityAddr,
+    global_seq: u64,
+    dials: Vec<Dial>,
+    /// Something has changed that the supervisor has to look at.
+    supervise: bool,
+    /// Why nothing works any more.
+    failed: Option<(Kind, String)>,
+    closed: bool,
+    /// When a full map is asked for, after one that was of no use.
+    map_again: Option<Instant>,
+    /// When operations in flight are looked at for slow ones, and from which age on they are reported.
+    slow_check: Option<(Instant, Duration)>,
+}
+
+impl State {
+    pub(super) fn new(mon: Mon, nonce: u32, op_timeout: Option<Duration>) -> Self {
+        Self {
+            mon,
+            objecter: Objecter::new(features::SUPPORTED, op_timeout),
+            links: Slab::new(),
+            monitors: BTreeMap::new(),
+            osds: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            map_waiters: Vec::new(),
+            local: EntityAddr { nonce, kind: AddrType::MSGR2, addr: None },
+            global_seq: 0,
+            dials: Vec::new(),
+            supervise: true,
+            failed: None,
+            closed: false,
+            map_again: None,
+            slow_check: None,
+        }
+    }
+
+    /// Puts an operation into the table. It goes out with the next [`State::settle`].
+    pub(super) fn submit(&mut self, now: Instant, operation: Operation, waiter: Waiter) {
+        if self.closed || self.failed.is_some() {
+            return; // dropping the waiter tells it
+        }
+        if self.slow_check.is_none() {
+            self.slow_check = Some((now + SLOW_OP, SLOW_OP));
+            self.supervise = true;
+        }
+        self.objecter.submit(now, operation, waiter);
+    }
+
+    /// Runs a monitor command.
+    pub(super) fn command(&mut self, json: String, waiter: oneshot::Sender<Result<CommandOutput>>) {
+        let tid = self.mon.command(vec![json], Bytes::new());
+        self.commands.insert(tid, waiter);
+    }
+
+    /// Asks the monitors for their newest epoch.
+    pub(super) fn ask_newest(&mut self, waiter: Option<oneshot::Sender<Epoch>>) {
+        let tid = self.mon.get_version("osdmap");
+        self.versions.insert(tid, waiter);
+    }
+
+    /// Tells `waiter` when there is a map of at least this epoch.
+    pub(super) fn wait_for_map(&mut self, epoch: Epoch, waiter: oneshot::Sender<()>) {
+        let have = self.objecter.map().map(|map| map.epoch);
+        if self.failed.is_some() {
+            return; // dropping the waiter tells it
+        }
+        if have.is_some_and(|have| have >= epoch) {
+            let _ = waiter.send(());
+            return;
+        }
+        self.map_waiters.push((epoch, waiter));
+        self.mon.want_osdmap(have.map_or(Epoch(0), |have| Epoch(have.0 + 1)), true);
+    }
+
+    /// Ends everything: connections are closed, and whoever waits is told.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.supervise = true;
+        for (_, link) in &mut self.links {
+            link.end(Lost::Unwanted);
+        }
+    }
+
+    /// Whether the supervisor has nothing left to do.
+    pub(super) fn is_over(&self) -> bool {
+        self.closed && self.links.is_empty()
+    }
+
+    /// Why nothing works any more.
+    pub(super) fn failure(&self) -> Error {
+        match &self.failed {
+            Some((kind, what)) => Error::new(*kind, what.clone()),
+            None => Error::new(Kind::Closed, "the client was closed"),
+        }
+    }
+
+    /// Connections to make, each by a task of its own.
+    pub(super) fn take_dials(&mut self) -> Vec<Dial> {
+        std::mem::take(&mut self.dials)
+    }
+
+    /// After any change: does what monitor client and table ask for, sends what can be sent, and hands results over.
+    /// True if there is something for the supervisor to do.
+    pub(super) fn settle(&mut self, now: Instant, to_wake: &mut Vec<Arc<Inbox>>) -> bool {
+        while let Some(action) = self.objecter.poll_action() {
+            self.supervise = true;
+            self.act(now, action);
+        }
+        while let Some(action) = self.mon.poll_action() {
+            self.supervise = true;
+            self.act_for_mon(now, action);
+        }
+        let mut last = None;
+        while let Some((osd, request)) = self.objecter.poll_send() {
+            let Some(id) = self.osds.get(&osd).and_then(|osd| osd.link) else { continue };
+            let Some(link) = self.links.get_mut(id) else { continue };
+            link.send(&request);
+            if last != Some(id) {
+                link.wake();
+                last = Some(id);
+            }
+        }
+        while let Some((waiter, result)) = self.objecter.poll_completed() {
+            waiter.deliver(result, to_wake);
+        }
+        std::mem::take(&mut self.supervise)
+    }
+}
+
+/// What the monitor client and the table of operations ask for.
+impl State {
+    fn act(&mut self, now: Instant, action: Action) {
+        match action {
+            Action::Open { osd, addr } => {
+                let state = self.osds.entry(osd).or_default();
+                if state.failures == 0 {
+                    return self.dial_osd(now, osd, addr);
+                }
+                let wait = REDIAL_FIRST.saturating_mul(1 << state.failures.min(10));
+                state.redial = Some((now + wait.min(REDIAL_LAST), addr));
+            }
+            Action::Close { osd } => {
+                if let Some(state) = self.osds.remove(&osd)
+                    && let Some(link) = state.link.and_then(|link| self.links.get_mut(link))
+                {
+                    link.end(Lost::Unwanted);
+                }
+            }
+            Action::AckBackoff { osd, message } => {
+                if let Some(link) = self.osds.get(&osd).and_then(|osd| osd.link) {
+                    self.send(link, &message);
+                }
+            }
+            Action::WantMap { start } => self.mon.want_osdmap(start, true),
+            Action::WantNewestEpoch => self.ask_newest(None),
+        }
+    }
+
+    fn act_for_mon(&mut self, now: Instant, action: mon::Action) {
+        match action {
+            mon::Action::Dial { conn, addr, auth } => {
+                let link = self.dial(now, Peer::Mon(conn), addr, auth);
+                self.monitors.insert(conn, link);
+            }
+            mon::Action::Close(conn) => {
+                let link = self.monitors.remove(&conn);
+                if let Some(link) = link.and_then(|link| self.links.get_mut(link)) {
+                    link.end(Lost::Unwanted);
+                }
+            }
+            mon::Action::Send(conn, request) => {
+                if let Some(link) = self.monitors.get(&conn) {
+                    self.send(*link, &request);
+                }
+            }
+            mon::Action::Event(event) => self.handle_mon_event(event),
+        }
+    }
+
+    fn handle_mon_event(&mut self, event: MonEvent) {
+        match event {
+            MonEvent::Command(ack) => {
+                let Some(waiter) = self.commands.remove(&ack.tid) else { return };
+                let result = match ack.result {
+                    0.. => Ok(CommandOutput { status: ack.status, output: ack.output }),
+                    errno => Err(Error::new(Kind::from_errno(errno), ack.status)),
+                };
+                let _ = waiter.send(result);
+            }
+            MonEvent::Version(reply) => {
+                let newest = Epoch(reply.version as u32);
+                match self.versions.remove(&Tid(reply.handle)) {
+                    Some(Some(waiter)) => drop(waiter.send(newest)),
+                    Some(None) => self.objecter.handle_newest_epoch(newest),
+                    None => {}
+                }
+            }
+            MonEvent::Connected { addr, .. } => tracing::debug!(%addr, "logged in"),
+            MonEvent::Lost { addr, reason } => {
+                tracing::info!(%addr, reason, "lost the monitor; looking for another one");
+            }
+            MonEvent::Refused(error) => tracing::error!(%error, "the monitors refuse us"),
+            MonEvent::Failed(error) => {
+                let kind = match &error {
+                    ConnectError::Refused(_) => Kind::PermissionDenied,
+                    ConnectError::Unreachable { .. } => Kind::Unreachable,
+                    _ => Kind::Invalid,
+                };
+                self.failed = Some((kind, error.to_string()));
+                // Whoever waits learns it from the end of its channel.
+                self.map_waiters.clear();
+                self.commands.clear();
+                self.versions.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, link: LinkId, message: &impl Outgoing) {
+        if let Some(link) = self.links.get_mut(link) {
+            link.send(message);
+            link.wake();
+        }
+    }
+
+    fn dial_osd(&mut self, now: Instant, osd: OsdId, addr: EntityAddr) {
+        match self.mon.authorizer(EntityType::OSD) {
+            Ok(auth) => {
+                let link = self.dial(now, Peer::Osd(osd), addr, auth);
+                self.osds.entry(osd).or_default().link = Some(link);
+            }
+            Err(error) => {
+                tracing::warn!(%osd, %error, "cannot log in to the OSD");
+                let state = self.osds.entry(osd).or_default();
+                state.redial = Some((now + REDIAL_LAST, addr));
+            }
+        }
+    }
+
+    /// A connection that a task of its own is about to make.
+    fn dial(
+        &mut self,
+        now: Instant,
+        peer: Peer,
+        addr: EntityAddr,
+        auth: Box<dyn ClientAuth>,
+    ) -> LinkId {
+        self.global_seq += 1;
+        let kind = match peer {
+            Peer::Mon(_) => EntityType::MON,
+            Peer::Osd(_) => EntityType::OSD,
+        };
+        let config = ClientConfig {
+            peer: kind,
+            target: addr,
+            local: self.local,
+            global_seq: self.global_seq,
+        };
+        let connection = Connection::client(now, Timing::default(), config, auth);
+        let link = self.links.insert(Link { peer, addr, connection, waker: None, end: None });
+        // Addresses without a socket address are never dialled: see `EntityAddrs::msgr2`.
+        if let Some(addr) = addr.addr {
+            self.dials.push(Dial { link, addr });
+            self.supervise = true;
+        }
+        link
+    }
+}
+
+/// What connections bring.
+impl State {
+    /// Writes what a connection has queued, and keeps the waker of its task for what comes later.
+    pub(super) fn transmit(
+        &mut self,
+        link: LinkId,
+        cx: &mut Context<'_>,
+        write: TryWrite<'_>,
+    ) -> std::result::Result<(), Lost> {
+        let Some(link) = self.links.get_mut(link) else { return Err(Lost::Unwanted) };
+        if let Some(end) = link.end.take() {
+            return Err(end);
+        }
+        while link.connection.has_transmit() {
+            let mut pieces = [IoSlice::new(&[]); WRITE_PIECES];
+            let count = link.connection.transmit_slices(&mut pieces);
+            match write(cx, &pieces[..count]) {
+                Poll::Ready(written) => link.connection.transmitted(written?),
+                Poll::Pending => break,
+            }
+        }
+        if !link.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            link.waker = Some(cx.waker().clone());
+        }
+        Ok(())
+    }
+
+    /// Takes what a connection has received. Returns how many bytes complete its next frame.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        input: &mut BytesMut,
+    ) -> std::result::Result<usize, Lost> {
+        let Some(link) = self.links.get_mut(id) else { return Err(Lost::Unwanted) };
+        link.connection.handle_data(now, input)?;
+        let (peer, addr) = (link.peer, link.addr);
+        loop {
+            let Some(link) = self.links.get_mut(id) else { return Err(Lost::Unwanted) };
+            match link.connection.poll_event() {
+                None => return Ok(link.connection.wanted(input.len())),
+                Some(Event::Ready(session)) => self.handle_ready(now, peer, addr, &session),
+                Some(Event::Message(message)) => self.handle_message(now, peer, &message)?,
+            }
+        }
+    }
+
+    /// A connection has ended.
+    pub(super) fn handle_lost(&mut self, now: Instant, link: LinkId, why: Lost) {
+        let Some(link) = self.links.try_remove(link) else { return };
+        let addr = link.addr;
+        match link.peer {
+            Peer::Mon(conn) => {
+                tracing::debug!(%addr, %why, "monitor connection ended");
+                self.monitors.remove(&conn);
+                self.mon.handle_lost(
+                    now,
+                    conn,
+                    match why {
+                        Lost::Protocol(msgr::Error::Refused(error)) => Loss::Auth(error),
+                        why => Loss::Connection(why.to_string()),
+                    },
+                );
+            }
+            // Closed on purpose: the map said that the OSD is gone, or everything ends.
+            Peer::Osd(_) if matches!(why, Lost::Unwanted) => {}
+            Peer::Osd(osd) => {
+                let state = self.osds.entry(osd).or_default();
+                state.link = None;
+                state.failures += 1;
+                match &why {
+                    Lost::Protocol(error) if !error.retryable() => {
+                        tracing::warn!(%osd, %addr, %error, "the OSD cannot be used");
+                        self.mon.handle_authorizer_refused(now, EntityType::OSD);
+                    }
+                    why => tracing::info!(%osd, %addr, %why, "OSD connection lost"),
+                }
+                self.objecter.handle_session_lost(osd);
+            }
+        }
+    }
+
+    fn handle_ready(
+        &mut self,
+        now: Instant,
+        peer: Peer,
+        addr: EntityAddr,
+        session: &msgr::Session,
+    ) {
+        match peer {
+            Peer::Mon(conn) => {
+                // The first monitor's word on where we are is kept: all our connections say the same.
+                if self.local.addr.is_none() {
+                    self.local = session.local;
+                }
+                self.mon.handle_connected(now, conn);
+                self.objecter.set_identity(self.mon.global_id(), self.local);
+            }
+            Peer::Osd(osd) => {
+                tracing::debug!(%osd, %addr, mode = ?session.mode, "connected");
+                self.osds.entry(osd).or_default().failures = 0;
+                self.objecter.handle_session_open(osd);
+            }
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        now: Instant,
+        peer: Peer,
+        message: &Message,
+    ) -> std::result::Result<(), Lost> {
+        let handled = match (peer, message.header.kind) {
+            (Peer::Osd(osd), kind::OSD_OP_REPLY) => {
+                Reply::decode(message).map(|reply| self.objecter.handle_reply(osd, reply))
+            }
+            (Peer::Osd(osd), kind::OSD_BACKOFF) => {
+                Backoff::decode(message).map(|backoff| self.objecter.handle_backoff(osd, backoff))
+            }
+            (_, kind::OSD_MAP) => {
+                OsdMaps::decode(message).map(|maps| self.handle_osd_maps(now, &maps))
+            }
+            (Peer::Mon(conn), _) => {
+                self.mon.handle_message(now, conn, message);
+                Ok(())
+            }
+            (Peer::Osd(_), kind) => {
+                tracing::debug!(kind, "a message that is of no use to this client");
+                Ok(())
+            }
+        };
+        handled.map_err(|error| msgr::Error::from(error).into())
+    }
+
+    fn handle_osd_maps(&mut self, now: Instant, maps: &OsdMaps) {
+        if let Err(error) = self.objecter.handle_maps(maps) {
+            tracing::error!(%error, "an OSD map is of no use; asking for a full one");
+            self.map_again = Some(now + MAP_AGAIN);
+            self.supervise = true;
+            return;
+        }
+        let Some(epoch) = self.objecter.map().map(|map| map.epoch) else { return };
+        self.mon.got_osdmap(epoch);
+        for (_, waiter) in self.map_waiters.extract_if(.., |(wanted, _)| *wanted <= epoch) {
+            let _ = waiter.send(());
+        }
+        if let Some(missing) = self.map_waiters.first() {
+            tracing::debug!(wanted = %missing.0, have = %epoch, "more maps are needed");
+            self.mon.want_osdmap(Epoch(epoch.0 + 1), true);
+        }
+    }
+}
+
+/// What time brings.
+impl State {
+    /// When [`State::handle_timeout`] has something to do next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let links = self.links.iter().filter_map(|(_, link)| link.connection.poll_timeout());
+        let redials = self.osds.values().filter_map(|osd| osd.redial.map(|(when, _)| when));
+        let others = [
+            self.mon.poll_timeout(),
+            self.objecter.poll_timeout(),
+            self.map_again,
+            self.slow_check.map(|(when, _)| when),
+        ];
+        links.chain(redials).chain(others.into_iter().flatten()).min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.closed {
+            return;
+        }
+        self.mon.handle_timeout(now);
+        self.objecter.handle_timeout(now);
+        for (_, link) in &mut self.links {
+            if link.connection.poll_timeout().is_some_and(|when| when <= now) {
+                match link.connection.handle_timeout(now) {
+                    Ok(()) => link.wake(),
+                    Err(error) => link.end(error.into()),
+                }
+            }
+        }
+        if self.map_again.take_if(|when| *when <= now).is_some() {
+            self.mon.want_osdmap(Epoch(0), true);
+        }
+        let mut due = Vec::new();
+        for (osd, state) in &mut self.osds {
+            if let Some((_, addr)) = state.redial.take_if(|(when, _)| *when <= now) {
+                due.push((*osd, addr));
+            }
+        }
+        for (osd, addr) in due {
+            self.dial_osd(now, osd, addr);
+        }
+        self.report_slow_ops(now);
+    }
+
+    /// Says which operations have waited too long, and for what.
+    fn report_slow_ops(&mut self, now: Instant) {
+        let Some((_, age)) = self.slow_check.filter(|(when, _)| *when <= now) else { return };
+        let slow = self.objecter.slow_ops(now, age);
+        if let Some(op) = slow.first() {
+            tracing::warn!(
+                object = op.object,
+                pg = %op.pgid,
+                osd = op.osd.map(|osd| osd.0),
+                seconds = op.age.as_secs(),
+                "{} slow requests; the oldest waits for {}",
+                slow.len(),
+                op.waits_for
+            );
+        }
+        self.slow_check = match (self.objecter.in_flight(), slow.is_empty()) {
+            (0, _) => None,
+            // Rarer the longer it lasts.
+            (_, false) => Some((now + age, age * 2)),
+            (_, true) => Some((now + SLOW_OP, SLOW_OP)),
+        };
+    }
+}

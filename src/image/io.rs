@@ -1,0 +1,401 @@
+//! The data path: requests on an image become operations on its objects, and their results become completions.
+//!
+//! A [`Queue`] is what one user of an image has: requests go in one by one, [`Queue::kick`] sends them as one batch, and
+//! completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
+//! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use proto::msg::op::{Op, OsdOp};
+use proto::msg::osd_op::Operation;
+use proto::objecter::OpResult;
+use proto::rbd::layout::{self, Layout};
+use proto::rbd::names::DataNames;
+use slab::Slab;
+
+use super::Image;
+use super::pending::{InFlight, Kind};
+use crate::cluster::{Inbox, op_error, wall_clock};
+use crate::error::{Error, Result};
+
+/// Reads of at least this many bytes of an object ask which parts of it exist at all (librbd's
+/// `rbd_sparse_read_threshold_bytes`): for smaller ones the answer costs more than the zeros.
+const SPARSE_READ_BYTES: u64 = 64 << 10;
+
+/// How many objects one question for allocated extents looks at; the answer then covers less than was asked.
+const EXTENT_OBJECTS: usize = 256;
+
+/// What a zeroed extent that must stay allocated is filled with, again and again.
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// Something to be done with an image. Offsets and lengths are bytes of the image.
+#[derive(Clone, Debug)]
+pub enum Io {
+    /// Reads.
+    Read {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// Writes. Complete when every replica has it on stable storage.
+    Write {
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Bytes,
+    },
+    /// Gives space back where that is possible; what is read afterwards is undefined, in practice zeros or the old
+    /// bytes.
+    Discard {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// Makes it read as zeros.
+    WriteZeroes {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// Whether the space may be given back.
+        may_free: bool,
+    },
+    /// Complete when everything that was completed before is on stable storage: always, since a write is only complete
+    /// then.
+    Flush,
+    /// Which parts hold data.
+    Extents {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+}
+
+/// A consecutive part of what was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes.
+    Data(Bytes),
+    /// That many zeros, which are not stored.
+    Hole(u64),
+}
+
+impl Segment {
+    /// Its length, in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Hole(length) => *length,
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A part of an image that holds data, or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How long, in bytes.
+    pub length: u64,
+    /// Whether it may hold something else than zeros.
+    pub allocated: bool,
+}
+
+/// What a request that succeeded brings back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing more.
+    Done,
+    /// The content, exactly as long as was asked, in consecutive segments.
+    Read(Vec<Segment>),
+    /// The content in one piece: the common case.
+    ReadWhole(Bytes),
+    /// Consecutive extents from the offset asked. They may cover less than was asked.
+    Extents(Vec<Extent>),
+}
+
+/// A request that is done.
+#[derive(Debug)]
+pub struct Completion {
+    /// The number that was given to [`Queue::submit`].
+    pub token: u64,
+    /// How it went.
+    pub result: Result<Outcome>,
+}
+
+/// One user's way to an image. Dropping it drops completions: what was submitted still happens.
+#[derive(Debug)]
+pub struct Queue {
+    image: Image,
+    names: DataNames,
+    inbox: Arc<Inbox>,
+    requests: Slab<InFlight>,
+    done: Vec<Completion>,
+    results: Vec<(u64, OpResult)>,
+}
+
+impl Queue {
+    pub(super) fn new(image: Image) -> Self {
+        Self {
+            names: DataNames::new(image.object_prefix()),
+            image,
+            inbox: Arc::default(),
+            requests: Slab::new(),
+            done: Vec::new(),
+            results: Vec::new(),
+        }
+    }
+
+    /// Takes a request, to be sent with the next [`Queue::kick`]. Its completion has this token.
+    pub fn submit(&mut self, token: u64, io: Io) {
+        if let Err(error) = self.image.check(&io) {
+            return self.done.push(Completion { token, result: Err(error) });
+        }
+        let layout = *self.image.layout();
+        match io {
+            Io::Flush => self.done.push(Completion { token, result: Ok(Outcome::Done) }),
+            Io::Read { offset, length } => self.read(token, offset, length),
+            Io::Extents { offset, length } => self.extents(token, offset, length),
+            Io::Write { offset, data } => {
+                let range = (offset, data.len() as u64);
+                self.change(token, range, |extent| {
+                    write_ops(&layout, extent, gather(&layout, extent, offset, &data))
+                });
+            }
+            Io::Discard { offset, length } => {
+                let deletable = self.image.objects_deletable();
+                let granularity = self.image.discard_granularity();
+                self.change(token, (offset, length), |extent| {
+                    let whole = extent.len == layout.object_size();
+                    match if whole { Some(*extent) } else { shrink(extent, granularity) } {
+                        Some(extent) => vec![zero_op(&layout, &extent, deletable).into()],
+                        None => Vec::new(),
+                    }
+                });
+            }
+            Io::WriteZeroes { offset, length, may_free: true } => {
+                let deletable = self.image.objects_deletable();
+                self.change(token, (offset, length), |extent| {
+                    vec![zero_op(&layout, extent, deletable).into()]
+                });
+            }
+            Io::WriteZeroes { offset, length, may_free: false } => {
+                self.change(token, (offset, length), |extent| fill_ops(&layout, extent));
+            }
+        }
+    }
+
+    /// Sends everything that was submitted.
+    pub fn kick(&mut self) {
+        self.image.cluster().kick();
+    }
+
+    /// Appends completions. `Ready` if there was at least one.
+    pub fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<Completion>,
+    ) -> Poll<()> {
+        let before = out.len();
+        out.append(&mut self.done);
+        let mut results = std::mem::take(&mut self.results);
+        while out.len() == before {
+            if self.inbox.poll_take(cx, &mut results).is_pending() {
+                self.results = results;
+                return Poll::Pending;
+            }
+            for (token, result) in results.drain(..) {
+                self.handle_result(token, result, out);
+            }
+        }
+        self.results = results;
+        Poll::Ready(())
+    }
+
+    fn read(&mut self, token: u64, offset: u64, length: u64) {
+        let layout = *self.image.layout();
+        let mut extents = layout.extents(offset, length);
+        let Some(first) = extents.next() else {
+            let result = Ok(Outcome::ReadWhole(Bytes::new()));
+            return self.done.push(Completion { token, result });
+        };
+        let slot = self.requests.vacant_key();
+        if first.len == length && !layout.is_striped() {
+            self.requests.insert(InFlight::new(token, 1, Kind::read_one(first)));
+            return self.read_object(&first, read_op(&first), piece_token(slot, 0));
+        }
+        let mut parts = vec![first];
+        parts.extend(extents);
+        for (i, extent) in parts.iter().enumerate() {
+            self.read_object(extent, read_op(extent), piece_token(slot, i));
+        }
+        let count = parts.len();
+        self.requests.insert(InFlight::new(token, count, Kind::read_many(layout, parts)));
+    }
+
+    /// Changes every extent of a range by the operations that `ops` gives for it.
+    fn change(
+        &mut self,
+        token: u64,
+        (offset, length): (u64, u64),
+        mut ops: impl FnMut(&layout::Extent) -> Vec<OsdOp>,
+    ) {
+        let slot = self.requests.vacant_key();
+        let mut count = 0;
+        for extent in self.image.layout().extents(offset, length) {
+            let ops = ops(&extent);
+            if !ops.is_empty() {
+                self.write_object(&extent, ops, piece_token(slot, count));
+                count += 1;
+            }
+        }
+        if count == 0 {
+            return self.done.push(Completion { token, result: Ok(Outcome::Done) });
+        }
+        self.requests.insert(InFlight::new(token, count, Kind::Change));
+    }
+
+    fn extents(&mut self, token: u64, offset: u64, length: u64) {
+        let layout = *self.image.layout();
+        // Of a striped image only whole sets of objects can be told apart from what was left out.
+        let set = (EXTENT_OBJECTS as u64) << layout.order();
+        let length = length.min(set - offset % set);
+        let slot = self.requests.vacant_key();
+        let parts: Vec<_> = layout.extents(offset, length).collect();
+        for (i, extent) in parts.iter().enumerate() {
+            self.read_object(extent, Op::Stat, piece_token(slot, i));
+        }
+        if parts.is_empty() {
+            let result = Ok(Outcome::Extents(Vec::new()));
+            return self.done.push(Completion { token, result });
+        }
+        let count = parts.len();
+        self.requests.insert(InFlight::new(token, count, Kind::extents(layout, parts)));
+    }
+
+    fn operation(&mut self, object: u64, ops: Vec<OsdOp>) -> Operation {
+        let name = String::from_utf8_lossy(self.names.of(object)).into_owned();
+        Operation::new(self.image.data_pool().locator(), name, ops)
+    }
+
+    fn read_object(&mut self, extent: &layout::Extent, op: Op, token: u64) {
+        let mut operation = self.operation(extent.object, vec![op.into()]);
+        operation.snap = self.image.read_snap();
+        self.image.cluster().submit(operation, &self.inbox, token);
+    }
+
+    fn write_object(&mut self, extent: &layout::Extent, ops: Vec<OsdOp>, token: u64) {
+        let mut operation = self.operation(extent.object, ops);
+        operation.snap_context = self.image.snap_context();
+        operation.mtime = wall_clock();
+        self.image.cluster().submit(operation, &self.inbox, token);
+    }
+
+    /// Takes the result of one operation, and completes its request if it was the last.
+    fn handle_result(&mut self, token: u64, result: OpResult, out: &mut Vec<Completion>) {
+        let (slot, piece) = ((token >> 32) as usize, token as u32 as usize);
+        let Some(request) = self.requests.get_mut(slot) else { return };
+        let kept = match result {
+            Ok(reply) => {
+                let object = reply.object.clone();
+                request.keep(piece, reply).map_err(|errno| {
+                    let object = String::from_utf8_lossy(&object);
+                    let pool = self.image.data_pool().name();
+                    let what = format!("{}: object {pool}/{object}", self.image.spec());
+                    Error::from_errno(errno, what)
+                })
+            }
+            Err(error) => Err(op_error(error).context(self.image.spec())),
+        };
+        if request.one_done(kept) {
+            let request = self.requests.remove(slot);
+            out.push(Completion { token: request.token(), result: request.finish() });
+        }
+    }
+}
+
+/// Names an operation: its request's slot, and which part of the request it is.
+fn piece_token(slot: usize, piece: usize) -> u64 {
+    (slot as u64) << 32 | piece as u64
+}
+
+fn read_op(extent: &layout::Extent) -> Op {
+    let (offset, length) = (extent.offset, extent.len);
+    match length < SPARSE_READ_BYTES {
+        true => Op::Read { offset, length },
+        false => Op::SparseRead { offset, length },
+    }
+}
+
+/// What a write brings to one object: a slice of it, or, in a striped image, several slices in a row.
+fn gather(layout: &Layout, extent: &layout::Extent, offset: u64, data: &Bytes) -> Bytes {
+    let slice = |piece: &layout::Piece| {
+        let at = (piece.image - offset) as usize;
+        data.slice(at..at + piece.len as usize)
+    };
+    let mut pieces = layout.pieces(extent.object, extent.offset, extent.len);
+    match pieces.next() {
+        Some(only) if only.len == extent.len => slice(&only),
+        first => {
+            let mut gathered = BytesMut::with_capacity(extent.len as usize);
+            for piece in first.into_iter().chain(pieces) {
+                gathered.extend_from_slice(&slice(&piece));
+            }
+            gathered.freeze()
+        }
+    }
+}
+
+/// Writes, and tells the OSD how large the object will be, so that it lays it out for that.
+fn write_ops(layout: &Layout, extent: &layout::Extent, data: Bytes) -> Vec<OsdOp> {
+    let object_size = layout.object_size();
+    let hint = Op::SetAllocHint { object_size, write_size: object_size, flags: 0 };
+    let write = match extent.len == object_size {
+        true => Op::WriteFull { data },
+        false => Op::Write { offset: extent.offset, data },
+    };
+    vec![hint.into(), write.into()]
+}
+
+/// Makes an extent read as zeros and gives its space back. An object that is not there stays so.
+fn zero_op(layout: &Layout, extent: &layout::Extent, deletable: bool) -> Op {
+    let to_the_end = extent.offset + extent.len == layout.object_size();
+    match (extent.offset, to_the_end) {
+        (0, true) if deletable => Op::Delete,
+        (offset, true) => Op::Truncate { size: offset },
+        (offset, false) => Op::Zero { offset, length: extent.len },
+    }
+}
+
+/// Fills an extent with zeros that are stored.
+fn fill_ops(layout: &Layout, extent: &layout::Extent) -> Vec<OsdOp> {
+    let whole = extent.len - extent.len % ZEROS.len() as u64;
+    let object_size = layout.object_size();
+    let mut ops = vec![Op::SetAllocHint { object_size, write_size: object_size, flags: 0 }.into()];
+    if whole > 0 {
+        let data = Bytes::from_static(&ZEROS);
+        ops.push(Op::WriteSame { offset: extent.offset, length: whole, data }.into());
+    }
+    let rest = (extent.len - whole) as usize;
+    if rest > 0 {
+        let data = Bytes::from_static(&ZEROS).slice(..rest);
+        ops.push(Op::Write { offset: extent.offset + whole, data }.into());
+    }
+    ops
+}
+
+/// The part of an extent that consists of whole grains; nothing if there is none.
+fn shrink(extent: &layout::Extent, grain: u64) -> Option<layout::Extent> {
+    let begin = extent.offset.next_multiple_of(grain);
+    let end = extent.offset + extent.len;
+    let end = end - end % grain;
+    (begin < end).then(|| layout::Extent { offset: begin, len: end - begin, ..*extent })
+}

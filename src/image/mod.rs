@@ -1,0 +1,312 @@
+//! RBD images.
+
+pub mod header;
+pub mod io;
+mod pending;
+
+use std::fmt;
+use std::sync::Arc;
+
+use proto::msg::object::SnapContext;
+use proto::rbd::Features;
+use proto::rbd::cls::SnapshotNamespace;
+use proto::rbd::layout::Layout;
+use proto::types::SnapId;
+
+pub use self::header::Header;
+pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
+use crate::cluster::Cluster;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::Pool;
+
+/// Discards are rounded inwards to whole multiples of this many bytes of an object (librbd's
+/// `rbd_discard_granularity_bytes`): freeing less gains nothing on the OSD and costs a write.
+const DISCARD_GRANULARITY: u64 = 64 << 10;
+
+/// Features with which an image can be written here.
+const WRITABLE: Features = Features(
+    Features::LAYERING.0
+        | Features::STRIPING.0
+        | Features::DATA_POOL.0
+        // Matters only when a clone is flattened, which is refused.
+        | Features::DEEP_FLATTEN.0
+        | Features::OPERATIONS.0,
+);
+
+/// Features without which reading is still right: they are about who writes, and what else a write has to update.
+const READABLE: Features = Features(
+    WRITABLE.0
+        | Features::EXCLUSIVE_LOCK.0
+        | Features::OBJECT_MAP.0
+        | Features::FAST_DIFF.0
+        | Features::JOURNALING.0
+        | Features::NON_PRIMARY.0,
+);
+
+/// Which version of an image is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// The present.
+    #[default]
+    Head,
+    /// A user's snapshot, by name.
+    Snapshot(String),
+    /// Any snapshot, by number.
+    SnapshotId(SnapId),
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Refuse writes. Snapshots always do.
+    pub read_only: bool,
+    /// Which version.
+    pub version: Version,
+}
+
+/// An open image. Cheap to clone.
+#[derive(Clone)]
+pub struct Image(Arc<Inner>);
+
+struct Inner {
+    pool: Pool,
+    data_pool: Pool,
+    name: String,
+    id: String,
+    header: Header,
+    snap_context: Arc<SnapContext>,
+    read_snap: SnapId,
+    size: u64,
+    read_only: bool,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("spec", &self.spec()).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Opens an image by its name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is no such image or snapshot; [`Kind::Unsupported`] if it needs something that is not
+    /// built yet, with the feature's name.
+    pub async fn open(pool: &Pool, name: &str, options: &OpenOptions) -> Result<Self> {
+        let id = header::image_id(pool, name).await?;
+        Self::open_with(pool, name.to_owned(), id, options).await
+    }
+
+    /// Opens an image by its id.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub async fn open_by_id(pool: &Pool, id: &str, options: &OpenOptions) -> Result<Self> {
+        let name = pool
+            .call(proto::rbd::names::DIRECTORY, &proto::rbd::cls::GetNameOfId { id: id.to_owned() })
+            .await
+            .map_err(|error| match error.kind() {
+                Kind::NotFound => Error::new(
+                    Kind::NotFound,
+                    format!("there is no image with the id {id} in pool {}", pool.name()),
+                ),
+                _ => error,
+            })?;
+        Self::open_with(pool, name, id.to_owned(), options).await
+    }
+
+    async fn open_with(
+        pool: &Pool,
+        name: String,
+        id: String,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let spec = header::spec(pool, &name);
+        let opening = format!("image {spec}");
+        let header = Header::read(pool, &id).await.context(&opening)?;
+        let snapshot =
+            find_snapshot(pool, &id, &header, &options.version).await.context(&opening)?;
+        let read_only = options.read_only || snapshot.is_some();
+        let (read_snap, size) = match &snapshot {
+            Some(snapshot) => (snapshot.id, snapshot.image_size),
+            None => (SnapId::HEAD, header.size),
+        };
+
+        let parent = match header.features.contains(Features::LAYERING) {
+            true => header::parent(pool, &id, read_snap).await.context(&opening)?,
+            false => None,
+        };
+        let has_parent = parent.is_some_and(|link| link.overlap > 0);
+        check_features(&spec, header.features, has_parent, read_only)?;
+
+        let data_pool = match header.data_pool {
+            Some(id) => pool
+                .cluster()
+                .pool_by_id(id)
+                .await
+                .context(format!("{opening}: data pool"))?
+                .with_namespace(pool.namespace()),
+            None => pool.clone(),
+        };
+        let snap_context = Arc::new(header.snap_context.clone());
+        let pool = pool.clone();
+        Ok(Self(Arc::new(Inner {
+            pool,
+            data_pool,
+            name,
+            id,
+            header,
+            snap_context,
+            read_snap,
+            size,
+            read_only,
+        })))
+    }
+
+    /// The image as people write it: `pool/namespace/name`.
+    pub fn spec(&self) -> String {
+        header::spec(&self.0.pool, &self.0.name)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// The pool of its header.
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// The pool of its data.
+    pub fn data_pool(&self) -> &Pool {
+        &self.0.data_pool
+    }
+
+    /// The cluster it is on.
+    pub fn cluster(&self) -> &Cluster {
+        self.0.pool.cluster()
+    }
+
+    /// What its header said when it was opened.
+    pub fn header(&self) -> &Header {
+        &self.0.header
+    }
+
+    /// Its size, or that of the snapshot, in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only
+    }
+
+    /// A way to read and write it, for one user.
+    pub fn queue(&self) -> Queue {
+        Queue::new(self.clone())
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.0.header.layout
+    }
+
+    fn object_prefix(&self) -> &str {
+        &self.0.header.object_prefix
+    }
+
+    fn read_snap(&self) -> SnapId {
+        self.0.read_snap
+    }
+
+    fn snap_context(&self) -> Arc<SnapContext> {
+        Arc::clone(&self.0.snap_context)
+    }
+
+    /// Whether an object that is not there reads as zeros, so that zeroing all of it can remove it.
+    fn objects_deletable(&self) -> bool {
+        true
+    }
+
+    fn discard_granularity(&self) -> u64 {
+        DISCARD_GRANULARITY.min(self.layout().object_size())
+    }
+
+    /// Refuses what cannot be done with this image.
+    fn check(&self, io: &Io) -> Result<()> {
+        let (offset, length, changes) = match io {
+            Io::Flush => return Ok(()),
+            Io::Read { offset, length } | Io::Extents { offset, length } => {
+                (*offset, *length, false)
+            }
+            Io::Write { offset, data } => (*offset, data.len() as u64, true),
+            Io::Discard { offset, length } | Io::WriteZeroes { offset, length, .. } => {
+                (*offset, *length, true)
+            }
+        };
+        if changes && self.is_read_only() {
+            let what = format!("image {} is open for reading only", self.spec());
+            return Err(Error::new(Kind::ReadOnly, what));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > self.size()) {
+            let (spec, size) = (self.spec(), self.size());
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("image {spec}: {length} bytes at {offset} are beyond its end ({size})"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Finds the snapshot that is to be opened; `None` for the head.
+async fn find_snapshot(
+    pool: &Pool,
+    id: &str,
+    header: &Header,
+    version: &Version,
+) -> Result<Option<proto::rbd::cls::SnapshotInfo>> {
+    match version {
+        Version::Head => Ok(None),
+        Version::SnapshotId(snap) if !header.snap_context.snaps.contains(snap) => {
+            Err(Error::new(Kind::NotFound, format!("there is no snapshot with the id {snap}")))
+        }
+        Version::SnapshotId(snap) => header::snapshot(pool, id, *snap).await.map(Some),
+        Version::Snapshot(name) => {
+            for snap in &header.snap_context.snaps {
+                let snapshot = header::snapshot(pool, id, *snap).await?;
+                if snapshot.namespace == SnapshotNamespace::User && snapshot.name == *name {
+                    return Ok(Some(snapshot));
+                }
+            }
+            Err(Error::new(Kind::NotFound, format!("there is no snapshot {name}")))
+        }
+    }
+}
+
+/// Refuses an image that could not be read rightly, or whose other users would not see what is written here.
+fn check_features(spec: &str, features: Features, has_parent: bool, read_only: bool) -> Result<()> {
+    let refuse = |what: String| Error::new(Kind::Unsupported, format!("image {spec} {what}"));
+    if has_parent {
+        return Err(refuse("is a clone: reading through to its parent is not built yet".into())
+            .with_hint(format!("`rbd flatten {spec}` makes it independent")));
+    }
+    let unreadable = Features(features.0 & !READABLE.0);
+    if !unreadable.is_empty() {
+        return Err(refuse(format!("has features that are not built yet: {unreadable}")));
+    }
+    let unwritable = Features(features.0 & !WRITABLE.0);
+    if read_only || unwritable.is_empty() {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "has features that a writer must keep up, which is not built yet: {unwritable}"
+    ))
+    .with_hint(format!("open it with --read-only, or `rbd feature disable {spec} {unwritable}`")))
+}

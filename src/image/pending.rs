@@ -1,0 +1,214 @@
+//! Requests whose operations are in flight, and how the results of those become the request's.
+
+use bytes::Bytes;
+use proto::msg::op::decode_sparse_read;
+use proto::msg::osd_op::Reply;
+use proto::rbd::layout::{self, Layout};
+
+use super::io::{Extent, Outcome, Segment};
+use crate::error::{Error, Result};
+
+const ENOENT: i32 = -2;
+const EIO: i32 = -5;
+
+/// A request that waits for operations.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    token: u64,
+    pending: usize,
+    error: Option<Error>,
+    kind: Kind,
+}
+
+/// What the results make.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// Content of one extent of an object: the common case.
+    ReadOne { extent: layout::Extent, content: Option<Outcome> },
+    /// Content of several.
+    ReadMany { layout: Layout, parts: Vec<(layout::Extent, Vec<Segment>)> },
+    /// Nothing but success.
+    Change,
+    /// Which bytes are there: of each extent, how large its object is.
+    Extents { layout: Layout, parts: Vec<(layout::Extent, u64)> },
+}
+
+impl Kind {
+    pub(super) fn read_one(extent: layout::Extent) -> Self {
+        Self::ReadOne { extent, content: None }
+    }
+
+    pub(super) fn read_many(layout: Layout, parts: Vec<layout::Extent>) -> Self {
+        let parts = parts.into_iter().map(|extent| (extent, Vec::new())).collect();
+        Self::ReadMany { layout, parts }
+    }
+
+    pub(super) fn extents(layout: Layout, parts: Vec<layout::Extent>) -> Self {
+        let parts = parts.into_iter().map(|extent| (extent, 0)).collect();
+        Self::Extents { layout, parts }
+    }
+}
+
+impl InFlight {
+    pub(super) fn new(token: u64, pending: usize, kind: Kind) -> Self {
+        Self { token, pending, error: None, kind }
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Takes what an operation brought. The error is a negative errno.
+    pub(super) fn keep(&mut self, part: usize, reply: Reply) -> std::result::Result<(), i32> {
+        let missing = reply.result == ENOENT;
+        if reply.result < 0 && !missing {
+            return Err(reply.result);
+        }
+        let op = reply.ops.into_iter().next_back().unwrap_or_default();
+        match &mut self.kind {
+            Kind::ReadOne { extent, content } => {
+                *content = Some(match is_whole(&op, extent) {
+                    true => Outcome::ReadWhole(op.data),
+                    false => Outcome::Read(segments(op, missing, extent)?),
+                });
+            }
+            Kind::ReadMany { parts, .. } => {
+                let (extent, content) = parts.get_mut(part).ok_or(EIO)?;
+                *content = segments(op, missing, extent)?;
+            }
+            // What is to be zeroed and is not there is zero; writes create what is not there.
+            Kind::Change => {}
+            Kind::Extents { .. } if missing => {}
+            Kind::Extents { parts, .. } => {
+                let (_, size) = parts.get_mut(part).ok_or(EIO)?;
+                *size = proto::denc::decode(&op.data, "stat").map_err(|_| EIO)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a result. True if it was the last.
+    pub(super) fn one_done(&mut self, result: Result<()>) -> bool {
+        if let Err(error) = result {
+            self.error.get_or_insert(error);
+        }
+        self.pending -= 1;
+        self.pending == 0
+    }
+
+    /// What the request brings back.
+    pub(super) fn finish(self) -> Result<Outcome> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        Ok(match self.kind {
+            Kind::ReadOne { content, .. } => content.unwrap_or(Outcome::Done),
+            Kind::Change => Outcome::Done,
+            Kind::ReadMany { layout, parts } => Outcome::Read(in_image_order(&layout, parts)),
+            Kind::Extents { layout, parts } => Outcome::Extents(allocation(&layout, &parts)),
+        })
+    }
+}
+
+fn is_whole(op: &proto::msg::osd_op::OpReply, extent: &layout::Extent) -> bool {
+    op.code == proto::msg::op::code::READ && op.data.len() as u64 == extent.len
+}
+
+/// The content of an object's extent: what is behind the object's end, or was never written, is a hole.
+fn segments(
+    op: proto::msg::osd_op::OpReply,
+    missing: bool,
+    extent: &layout::Extent,
+) -> std::result::Result<Vec<Segment>, i32> {
+    let mut segments = Vec::new();
+    let mut at = extent.offset;
+    let end = extent.offset + extent.len;
+    let mut push = |segment: Segment| {
+        if !segment.is_empty() {
+            segments.push(segment);
+        }
+    };
+    if missing {
+        // Nothing is there.
+    } else if op.code == proto::msg::op::code::SPARSE_READ {
+        let (stored, mut data) = decode_sparse_read(&op.data).map_err(|_| EIO)?;
+        for (offset, length) in stored {
+            let stored_end = offset.checked_add(length).ok_or(EIO)?;
+            if offset < at || stored_end > end {
+                return Err(EIO);
+            }
+            push(Segment::Hole(offset - at));
+            push(Segment::Data(data.split_to(length as usize)));
+            at = stored_end;
+        }
+    } else {
+        at += op.data.len() as u64;
+        if at > end {
+            return Err(EIO);
+        }
+        push(Segment::Data(op.data));
+    }
+    push(Segment::Hole(end - at));
+    Ok(segments)
+}
+
+/// Puts the contents of objects in the order of the image.
+fn in_image_order(layout: &Layout, parts: Vec<(layout::Extent, Vec<Segment>)>) -> Vec<Segment> {
+    let mut placed = Vec::new();
+    for (extent, segments) in parts {
+        let mut segments = segments.into_iter();
+        let mut current: Option<Segment> = None;
+        for piece in layout.pieces(extent.object, extent.offset, extent.len) {
+            let mut at = piece.image;
+            let end = piece.image + piece.len;
+            while at < end {
+                let Some(segment) = current.take().or_else(|| segments.next()) else { break };
+                let (taken, rest) = split(segment, end - at);
+                at += taken.len();
+                placed.push((at, taken));
+                current = rest;
+            }
+        }
+    }
+    placed.sort_by_key(|(end, _)| *end);
+    placed.into_iter().map(|(_, segment)| segment).collect()
+}
+
+/// Cuts a segment after at most `length` bytes.
+fn split(segment: Segment, length: u64) -> (Segment, Option<Segment>) {
+    if segment.len() <= length {
+        return (segment, None);
+    }
+    match segment {
+        Segment::Hole(whole) => (Segment::Hole(length), Some(Segment::Hole(whole - length))),
+        Segment::Data(mut data) => {
+            let taken: Bytes = data.split_to(length as usize);
+            (Segment::Data(taken), Some(Segment::Data(data)))
+        }
+    }
+}
+
+/// Which bytes of the image are there, from the sizes of its objects.
+fn allocation(layout: &Layout, parts: &[(layout::Extent, u64)]) -> Vec<Extent> {
+    let mut placed: Vec<(u64, Extent)> = Vec::new();
+    for (extent, size) in parts {
+        let mut object_offset = extent.offset;
+        for piece in layout.pieces(extent.object, extent.offset, extent.len) {
+            let stored = size.saturating_sub(object_offset).min(piece.len);
+            placed.push((piece.image, Extent { length: stored, allocated: true }));
+            let rest = Extent { length: piece.len - stored, allocated: false };
+            placed.push((piece.image + stored, rest));
+            object_offset += piece.len;
+        }
+    }
+    placed.retain(|(_, extent)| extent.length > 0);
+    placed.sort_by_key(|(offset, _)| *offset);
+    let mut extents: Vec<Extent> = Vec::new();
+    for (_, extent) in placed {
+        match extents.last_mut() {
+            Some(last) if last.allocated == extent.allocated => last.length += extent.length,
+            _ => extents.push(extent),
+        }
+    }
+    extents
+}
