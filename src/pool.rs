@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use proto::msg::object::{HObject, Locator, SnapContext};
 use proto::msg::op::{ListedObject, ObjectList, Op, OsdOp};
 use proto::msg::osd_op::{OpReply, Operation, Reply, flag};
-use proto::msg::watch::{Watcher, decode_watchers};
+use proto::msg::watch::{NotifyInput, Watcher, decode_watchers};
 use proto::rbd::cls::Method;
 use proto::types::{Epoch, PoolId};
 
@@ -92,6 +92,29 @@ impl Pool {
         let mut operation = Operation::new(self.locator(), object, ops);
         operation.snap_context = snaps;
         self.submit(operation).await.map(|reply| reply.ops)
+    }
+
+    /// As [`Pool::operate`], where class methods write: an operation that calls one does not show that by itself.
+    ///
+    /// # Errors
+    /// As [`Pool::operate`].
+    pub async fn operate_write(&self, object: &str, ops: Vec<Op>) -> Result<Vec<OpReply>> {
+        let ops = ops.into_iter().map(OsdOp::from).collect();
+        let mut operation = Operation::new(self.locator(), object, ops);
+        operation.flags |= flag::WRITE;
+        self.submit(operation).await.map(|reply| reply.ops)
+    }
+
+    /// Tells everybody who watches an object something. Returns when the OSD knows, without waiting for the watchers.
+    ///
+    /// # Errors
+    /// As [`Pool::operate`].
+    pub async fn notify(&self, object: &str, payload: Bytes) -> Result<()> {
+        const TIMEOUT_SECONDS: u32 = 10;
+
+        let mut input = BytesMut::new();
+        NotifyInput { timeout_seconds: TIMEOUT_SECONDS, payload }.encode(&mut input);
+        self.only(object, Op::Notify { cookie: 1, input: input.freeze() }).await.map(drop)
     }
 
     async fn submit(&self, operation: Operation) -> Result<Reply> {

@@ -158,6 +158,11 @@ impl Cluster {
         Ok(Pool::new(self.clone(), id, name))
     }
 
+    /// The number that the monitors gave this client.
+    pub fn global_id(&self) -> u64 {
+        self.0.shared.lock().mon.global_id()
+    }
+
     fn pool_id(&self, name: &str) -> Option<PoolId> {
         self.with_map(|map| map.pool_id(name)).flatten()
     }

@@ -115,7 +115,7 @@ pub struct CommandOutput {
 }
 
 pub(crate) struct State {
-    mon: Mon,
+    pub(super) mon: Mon,
     pub(super) objecter: Objecter<Waiter>,
     links: Slab<Link>,
     monitors: BTreeMap<mon::ConnId, LinkId>,
