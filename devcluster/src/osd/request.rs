@@ -38,7 +38,7 @@ impl Osd {
         &mut self,
         now: Now,
         conn: ConnId,
-        routing: Routing,
+        mut routing: Routing,
         operation: Operation,
         shared: &mut Shared<'_>,
     ) {
@@ -53,6 +53,11 @@ impl Osd {
             return;
         }
         let Some(peer) = self.sessions.get(&conn).map(|session| session.peer) else { return };
+        // Ceph's clients leave the request's identity to be made from who sends it (`MOSDOp::get_reqid`).
+        if routing.reqid.client.kind.0 == 0 && routing.reqid.tid.0 == 0 {
+            routing.reqid.client = peer.name;
+            routing.reqid.tid = routing.tid;
+        }
         let mut request = Request {
             pg,
             writes: false,
