@@ -1,6 +1,11 @@
 //! What works.
 
+use std::sync::{Arc, Mutex};
+
 use super::*;
+use crate::cephx::server::{KeyServer, MonServerAuth, Policy};
+use crate::cephx::{Entity, Key, KeyType, Keyring, Login, Tickets};
+use crate::types::{Entropy, UTime};
 
 #[test]
 fn both_ends_learn_who_the_other_is() {
@@ -48,4 +53,50 @@ fn the_server_asks_for_another_mode() {
     let mut server = server(server_config(), &[ConnectionMode::Secure], 0);
     talk(&mut client, &mut server).unwrap();
     assert_eq!(client.session().mode, ConnectionMode::Secure);
+}
+
+/// Different bytes each time, the same ones in each run.
+struct Counting(u8);
+
+impl Entropy for Counting {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            self.0 = self.0.wrapping_mul(5).wrapping_add(17);
+            *byte = self.0;
+        }
+    }
+}
+
+#[test]
+fn with_cephx() {
+    for (kind, mode) in [KeyType::Aes, KeyType::Aes256k].into_iter().zip(MODES) {
+        let key = Key::generate(kind, UTime::default(), &mut Counting(1));
+        let text = format!(
+            "[client.a]\nkey = {}\ncaps mon = \"allow r\"\ncaps osd = \"allow *\"\n",
+            key.to_base64()
+        );
+        let keyring = Keyring::parse(&text).unwrap();
+        let time = UTime { sec: 1_700_000_000, nsec: 0 };
+        let keys = KeyServer::new(keyring, Policy::default(), 4100, time, Box::new(Counting(2)));
+        let (server, _) = MonServerAuth::new(Arc::new(Mutex::new(keys)), MODES.to_vec());
+        let login = Login {
+            entity: Entity::client("a"),
+            key: Some(key),
+            methods: vec![method::CEPHX],
+            modes: vec![mode],
+            services: vec![EntityType::OSD],
+        };
+        let (client, outcome) = Tickets::new(Arc::new(login)).mon_auth(&mut Counting(3));
+        let (now, timing) = (Instant::default(), Timing::default());
+        let mut client =
+            End::new(Connection::client(now, timing, client_config(), Box::new(client)));
+        let mut server =
+            End::new(Connection::server(now, timing, server_config(), Box::new(server)));
+        let sent = message(1, 100, 9000);
+        client.connection.send(&sent).unwrap();
+        talk(&mut client, &mut server).unwrap();
+        assert_eq!((client.session().mode, client.session().global_id), (mode, 4100));
+        assert_eq!(outcome.get().map(|outcome| outcome.global_id), Some(4100));
+        assert_eq!(server.messages(), [&sent]);
+    }
 }
