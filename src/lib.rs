@@ -1,4 +1,4 @@
-//! A complete RBD client in Rust.
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod attach;
 pub mod cluster;
