@@ -11,7 +11,7 @@ use crate::types::{EntityAddr, EntityAddrs, EntityType, UTime};
 pub(super) const BANNER: &[u8; 8] = b"ceph v2\n";
 /// What opens messenger v1.
 pub(super) const BANNER_V1: &[u8; 8] = b"ceph v02";
-/// Messenger features, in the banner: frames of revision 2.1. Without [`COMPRESSION`] nothing is ever compressed.
+/// The messenger feature of frames as in 2.1. Bit 1, compression, is not offered, so nothing is ever compressed.
 pub(super) const REVISION_1: u64 = 1;
 
 /// A session that ends with its connection: nothing is acknowledged, kept or resent by the messenger
@@ -258,7 +258,7 @@ impl Encode for Keepalive {
 /// `ceph_msg_header2` on the wire.
 pub(super) const MESSAGE_HEADER_LEN: usize = 41;
 
-/// Flags of messenger v1's footer: complete, and without a checksum of its own. Nobody reads them; librados sends these.
+/// Flags of messenger v1's footer: complete, without a checksum. Nobody reads them; librados sends these.
 const FOOTER_FLAGS: u8 = 3;
 
 /// What the messenger adds to a message's [`Header`].
