@@ -1,5 +1,6 @@
 //! RBD images.
 
+pub mod admin;
 pub mod header;
 pub mod io;
 mod pending;
@@ -24,7 +25,7 @@ use crate::pool::Pool;
 const DISCARD_GRANULARITY: u64 = 64 << 10;
 
 /// Features with which an image can be written here.
-const WRITABLE: Features = Features(
+pub(crate) const WRITABLE: Features = Features(
     Features::LAYERING.0
         | Features::STRIPING.0
         | Features::DATA_POOL.0

@@ -1,0 +1,168 @@
+//! `ls`: lists images.
+
+use ceph_native::cluster::Cluster;
+use ceph_native::error::Result;
+use ceph_native::image::admin::{self, Details, LockKind, ParentName};
+
+use crate::output::{Format, Side, Tree, table};
+use crate::size::Bytes;
+use crate::spec::PoolArgs;
+
+/// Lists images.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct List {
+    #[command(flatten)]
+    pool: PoolArgs,
+    /// Show sizes, snapshots, parents and locks.
+    #[arg(short, long)]
+    long: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// A line of the long listing: an image or one of its snapshots.
+struct Entry {
+    image: String,
+    id: String,
+    snapshot: Option<(String, u64)>,
+    size: u64,
+    parent: Option<ParentName>,
+    protected: bool,
+    lock: Option<LockKind>,
+}
+
+impl List {
+    pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
+        let pool = self.pool.open(cluster).await?;
+        let images = admin::list(&pool).await?;
+        if !self.long {
+            return self.format.print(
+                "images",
+                || Tree::list("name", images.keys().cloned()),
+                || images.keys().map(|name| format!("{name}\n")).collect(),
+            );
+        }
+        let mut entries = Vec::new();
+        let mut failed = None;
+        for (name, id) in images {
+            // One image that cannot be read must not hide the others.
+            match self.entries(&pool, &name, &id).await {
+                Ok(found) => entries.extend(found),
+                Err(error) => {
+                    eprintln!("rbd-nbd-rs: image {name}: {error}");
+                    failed = Some(error);
+                }
+            }
+        }
+        self.format.print(
+            "images",
+            || Tree::List(entries.iter().map(Entry::tree).collect()),
+            || match entries.as_slice() {
+                [] => String::new(),
+                entries => plain(entries),
+            },
+        )?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn entries(
+        &self,
+        pool: &ceph_native::pool::Pool,
+        name: &str,
+        id: &str,
+    ) -> Result<Vec<Entry>> {
+        let details = Details::read(pool, id).await?;
+        let lock = details.lock(pool).await?;
+        let mut entries = vec![Entry {
+            image: name.to_owned(),
+            id: id.to_owned(),
+            snapshot: None,
+            size: details.header.size,
+            parent: details.parent.clone(),
+            protected: false,
+            lock,
+        }];
+        for snapshot in details.snapshots(pool).await? {
+            entries.push(Entry {
+                image: name.to_owned(),
+                id: id.to_owned(),
+                snapshot: Some((snapshot.info.name, snapshot.info.id.0)),
+                size: snapshot.info.image_size,
+                parent: snapshot.parent,
+                protected: snapshot.protected,
+                lock: None,
+            });
+        }
+        Ok(entries)
+    }
+}
+
+impl Entry {
+    fn tree(&self) -> (&'static str, Tree) {
+        let mut fields = vec![("image", self.image.clone().into()), ("id", self.id.clone().into())];
+        if let Some((name, id)) = &self.snapshot {
+            fields.push(("snapshot", name.clone().into()));
+            fields.push(("snapshot_id", (*id).into()));
+        }
+        fields.push(("size", self.size.into()));
+        if let Some(parent) = &self.parent {
+            let parent = vec![
+                ("pool", parent.pool.clone().into()),
+                ("pool_namespace", parent.namespace.clone().into()),
+                ("image", parent.image.clone().into()),
+                ("snapshot", parent.snapshot.clone().into()),
+            ];
+            fields.push(("parent", Tree::Object(parent)));
+        }
+        fields.push(("format", 2.into()));
+        if self.snapshot.is_some() {
+            fields.push(("protected", self.protected.to_string().into()));
+        }
+        match self.lock {
+            Some(LockKind::Exclusive) => fields.push(("lock_type", "exclusive".into())),
+            Some(LockKind::Shared) => fields.push(("lock_type", "shared".into())),
+            None => {}
+        }
+        (if self.snapshot.is_some() { "snapshot" } else { "image" }, Tree::Object(fields))
+    }
+}
+
+fn plain(entries: &[Entry]) -> String {
+    let columns = [
+        ("NAME", Side::Left),
+        ("SIZE", Side::Right),
+        ("PARENT", Side::Left),
+        ("FMT", Side::Right),
+        ("PROT", Side::Left),
+        ("LOCK", Side::Left),
+    ];
+    let rows = entries.iter().map(|entry| {
+        let name = match &entry.snapshot {
+            Some((snapshot, _)) => format!("{}@{snapshot}", entry.image),
+            None => entry.image.clone(),
+        };
+        let lock = match entry.lock {
+            Some(LockKind::Exclusive) => "excl",
+            Some(LockKind::Shared) => "shr",
+            None => "",
+        };
+        vec![
+            name,
+            Bytes(entry.size).to_string(),
+            entry.parent.as_ref().map(parent_spec).unwrap_or_default(),
+            "2".to_owned(),
+            if entry.protected { "yes" } else { "" }.to_owned(),
+            lock.to_owned(),
+        ]
+    });
+    table(&columns, &rows.collect::<Vec<_>>())
+}
+
+/// A parent as people write it.
+pub(crate) fn parent_spec(parent: &ParentName) -> String {
+    let ParentName { pool, namespace, image, snapshot, .. } = parent;
+    match namespace.as_str() {
+        "" => format!("{pool}/{image}@{snapshot}"),
+        namespace => format!("{pool}/{namespace}/{image}@{snapshot}"),
+    }
+}

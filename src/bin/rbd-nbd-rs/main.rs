@@ -1,0 +1,114 @@
+//! Images of a Ceph cluster as block devices, without librbd.
+//!
+//! Exit codes are `rbd`'s: 0, 1 for a command line that makes no sense, and otherwise the errno of what went wrong.
+
+mod bench;
+mod create;
+mod info;
+mod list;
+mod output;
+mod progress;
+mod remove;
+mod resize;
+mod size;
+mod spec;
+mod status;
+
+use std::process::ExitCode;
+
+use ceph_native::cluster::Cluster;
+use ceph_native::config::{self, Config};
+use ceph_native::error::{Error, Kind, Result};
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(name = "rbd-nbd-rs", version, about, after_help = config::HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Create(create::Create),
+    #[command(name = "ls", visible_alias = "list")]
+    List(list::List),
+    Info(info::Info),
+    #[command(name = "rm", visible_alias = "remove")]
+    Remove(remove::Remove),
+    Resize(resize::Resize),
+    Status(status::Status),
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let mut words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let ceph = match config::Args::take(&mut words) {
+        Ok(ceph) => ceph,
+        Err(error) => return usage(&error.to_string()),
+    };
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            // --help and --version.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let _ = error.print();
+            // Like `rbd`: what is missing is an invalid argument, what is not understood is not.
+            return match error.kind() {
+                ErrorKind::MissingRequiredArgument => exit_code(Kind::Invalid.errno()),
+                _ => ExitCode::FAILURE,
+            };
+        }
+    };
+    log_to_stderr();
+    match run(cli.verb, &ceph) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rbd-nbd-rs: {error}");
+            exit_code(error.errno())
+        }
+    }
+}
+
+fn exit_code(errno: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(errno).unwrap_or(1))
+}
+
+fn usage(error: &str) -> ExitCode {
+    eprintln!("rbd-nbd-rs: {error}");
+    ExitCode::FAILURE
+}
+
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
+    let config = Config::load(ceph, &config::Process)
+        .map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
+    // One thread: it does everything for all images, and never waits for another.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Os(5), "cannot start").with_source(error))?;
+    runtime.block_on(async {
+        let cluster = Cluster::connect(config).await?;
+        match verb {
+            Verb::Create(create) => create.run(&cluster).await,
+            Verb::List(list) => list.run(&cluster).await,
+            Verb::Info(info) => info.run(&cluster).await,
+            Verb::Remove(remove) => remove.run(&cluster).await,
+            Verb::Resize(resize) => resize.run(&cluster).await,
+            Verb::Status(status) => status.run(&cluster).await,
+            Verb::Bench(bench) => bench.run(&cluster).await,
+        }
+    })
+}

@@ -1,0 +1,29 @@
+//! `rm`: removes an image with all its data.
+
+use ceph_native::cluster::Cluster;
+use ceph_native::error::Result;
+use ceph_native::image::admin;
+
+use crate::progress::Progress;
+use crate::spec::ImageArgs;
+
+/// Deletes an image.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Remove {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Show no progress.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+impl Remove {
+    pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
+        let spec = self.image.spec()?;
+        let pool = spec.open_pool(cluster).await?;
+        let progress = Progress::new("Removing image", !self.no_progress);
+        admin::remove(&pool, &spec.image, &mut |done, total| progress.set(done, total)).await?;
+        progress.finish();
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! `resize`: gives an image another size.
+
+use ceph_native::cluster::Cluster;
+use ceph_native::error::Result;
+use ceph_native::image::{Image, OpenOptions, admin};
+
+use crate::progress::Progress;
+use crate::size;
+use crate::spec::ImageArgs;
+
+/// Resizes (expands or shrinks) an image.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Resize {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Image size (in M/G/T; M if there is no unit).
+    #[arg(short, long, value_parser = size::image)]
+    size: u64,
+    /// Permit shrinking, which loses what is beyond the new end.
+    #[arg(long)]
+    allow_shrink: bool,
+    /// Show no progress.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+impl Resize {
+    pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
+        let spec = self.image.spec()?;
+        let pool = spec.open_pool(cluster).await?;
+        let image = Image::open(&pool, &spec.image, &OpenOptions::default()).await?;
+        let progress = Progress::new("Resizing image", !self.no_progress);
+        let mut tell = |done, total| progress.set(done, total);
+        admin::resize(&image, self.size, self.allow_shrink, &mut tell).await?;
+        progress.finish();
+        Ok(())
+    }
+}

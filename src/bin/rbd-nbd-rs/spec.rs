@@ -1,0 +1,217 @@
+//! Which image is meant: `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`, or the same by options, or mixed.
+
+use ceph_native::cluster::Cluster;
+use ceph_native::error::{Error, Kind, Result};
+use ceph_native::image::admin;
+use ceph_native::pool::Pool;
+use clap::Args;
+
+/// Names a pool or a namespace.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PoolArgs {
+    /// Pool and namespace.
+    #[arg(value_name = "POOL[/NAMESPACE]")]
+    spec: Option<String>,
+    #[command(flatten)]
+    parts: PoolParts,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+struct PoolParts {
+    /// Pool name.
+    #[arg(short, long)]
+    pool: Option<String>,
+    /// Namespace name.
+    #[arg(long)]
+    namespace: Option<String>,
+}
+
+/// Names an image.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ImageArgs {
+    /// The image.
+    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE")]
+    spec: Option<String>,
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Image name.
+    #[arg(long)]
+    image: Option<String>,
+}
+
+/// Names an image or one of its snapshots.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SnapArgs {
+    /// The image or snapshot.
+    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE[@SNAP]")]
+    spec: Option<String>,
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Image name.
+    #[arg(long)]
+    image: Option<String>,
+    /// Snapshot name.
+    #[arg(long)]
+    snap: Option<String>,
+}
+
+/// What a spec names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// The default one, if none is named.
+    pub(crate) pool: Option<String>,
+    pub(crate) namespace: String,
+    pub(crate) image: String,
+    pub(crate) snap: Option<String>,
+}
+
+impl PoolArgs {
+    /// Opens the pool that is meant.
+    pub(crate) async fn open(&self, cluster: &Cluster) -> Result<Pool> {
+        let mut spec = Spec::default();
+        if let Some(text) = &self.spec {
+            let (pool, namespace) = text.split_once('/').unwrap_or((text, ""));
+            if pool.is_empty() || namespace.contains(['/', '@']) || pool.contains('@') {
+                return Err(invalid(text));
+            }
+            (spec.pool, spec.namespace) = (Some(pool.to_owned()), namespace.to_owned());
+        }
+        self.parts.complete(&mut spec);
+        spec.open_pool(cluster).await
+    }
+}
+
+impl PoolParts {
+    /// Adds what was named by options. A spec's own names come first.
+    fn complete(&self, spec: &mut Spec) {
+        spec.pool = spec.pool.take().or_else(|| self.pool.clone());
+        if let (true, Some(namespace)) = (spec.namespace.is_empty(), &self.namespace) {
+            spec.namespace.clone_from(namespace);
+        }
+    }
+}
+
+impl ImageArgs {
+    /// What is meant. It must be an image.
+    pub(crate) fn spec(&self) -> Result<Spec> {
+        let spec = Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?;
+        if spec.snap.is_some() {
+            return Err(Error::new(
+                Kind::Invalid,
+                "snapshot name specified for a command that doesn't use it",
+            ));
+        }
+        spec.with_image()
+    }
+}
+
+impl SnapArgs {
+    /// What is meant. Its image's name may be missing.
+    pub(crate) fn spec(&self) -> Result<Spec> {
+        let mut spec = Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?;
+        spec.snap = spec.snap.take().or_else(|| self.snap.clone());
+        Ok(spec)
+    }
+}
+
+impl Spec {
+    /// Reads `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let (path, snap) = match text.split_once('@') {
+            Some((path, snap)) if !snap.is_empty() && !snap.contains(['/', '@']) => {
+                (path, Some(snap.to_owned()))
+            }
+            Some(_) => return Err(invalid(text)),
+            None => (text, None),
+        };
+        let parts: Vec<_> = path.split('/').collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(invalid(text));
+        }
+        let (pool, namespace, image) = match parts.as_slice() {
+            [image] => (None, "", *image),
+            [pool, image] => (Some((*pool).to_owned()), "", *image),
+            [pool, namespace, image] => (Some((*pool).to_owned()), *namespace, *image),
+            _ => return Err(invalid(text)),
+        };
+        Ok(Self { pool, namespace: namespace.to_owned(), image: image.to_owned(), snap })
+    }
+
+    fn from_parts(text: Option<&str>, parts: &PoolParts, image: Option<&str>) -> Result<Self> {
+        let mut spec = text.map(Self::parse).transpose()?.unwrap_or_default();
+        if let (true, Some(image)) = (spec.image.is_empty(), image) {
+            let named = Self::parse(image)?;
+            spec = Self { pool: spec.pool.or(named.pool), ..named };
+        }
+        parts.complete(&mut spec);
+        Ok(spec)
+    }
+
+    /// Insists on an image's name.
+    pub(crate) fn with_image(self) -> Result<Self> {
+        match self.image.is_empty() {
+            true => Err(Error::new(Kind::Invalid, "image name was not specified")),
+            false => Ok(self),
+        }
+    }
+
+    /// Opens the pool, narrowed to the namespace, which must exist.
+    pub(crate) async fn open_pool(&self, cluster: &Cluster) -> Result<Pool> {
+        let name = self.pool.as_deref().unwrap_or(&cluster.config().rbd.pool);
+        let pool = cluster.pool(name).await?.with_namespace(&self.namespace);
+        admin::check_namespace(&pool).await?;
+        Ok(pool)
+    }
+}
+
+fn invalid(text: &str) -> Error {
+    Error::new(Kind::Invalid, format!("invalid spec {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(pool: Option<&str>, namespace: &str, image: &str, snap: Option<&str>) -> Spec {
+        Spec {
+            pool: pool.map(str::to_owned),
+            namespace: namespace.to_owned(),
+            image: image.to_owned(),
+            snap: snap.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn every_form() {
+        let parse = |text| Spec::parse(text).unwrap();
+        assert_eq!(parse("i"), spec(None, "", "i", None));
+        assert_eq!(parse("p/i"), spec(Some("p"), "", "i", None));
+        assert_eq!(parse("p/n/i"), spec(Some("p"), "n", "i", None));
+        assert_eq!(parse("p/n/i@s"), spec(Some("p"), "n", "i", Some("s")));
+        assert_eq!(parse("i@s"), spec(None, "", "i", Some("s")));
+        for wrong in ["", "/i", "p/", "p//i", "a/b/c/d", "@s", "i@", "i@a@b", "i@a/b"] {
+            assert!(Spec::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn options_fill_in_what_the_spec_leaves_out() {
+        let args = ImageArgs {
+            spec: Some("i".to_owned()),
+            parts: PoolParts { pool: Some("p".to_owned()), namespace: Some("n".to_owned()) },
+            image: Some("other".to_owned()),
+        };
+        assert_eq!(args.spec().unwrap(), spec(Some("p"), "n", "i", None));
+        let args = ImageArgs { spec: Some("q/i".to_owned()), ..args };
+        assert_eq!(args.spec().unwrap(), spec(Some("q"), "n", "i", None));
+        let args = ImageArgs { spec: None, ..args };
+        assert_eq!(args.spec().unwrap(), spec(Some("p"), "n", "other", None));
+        let error = ImageArgs::default().spec().unwrap_err();
+        assert_eq!(
+            (error.errno(), error.to_string().as_str()),
+            (22, "image name was not specified")
+        );
+        let snap = ImageArgs { spec: Some("i@s".to_owned()), ..ImageArgs::default() };
+        assert_eq!(snap.spec().unwrap_err().errno(), 22);
+    }
+}

@@ -1,0 +1,193 @@
+//! Making an image.
+//!
+//! The order is librbd's (`librbd/image/CreateRequest.cc`): the id object, which reserves the name and is made by one
+//! client only; the directory's entry; the header; its striping. Whatever fails takes back what went before, backwards.
+//! Who dies in between leaves a name that is taken, and that `rm` removes.
+
+use proto::msg::op::Op;
+use proto::rbd::cls::{
+    AddImage, AssertDirectoryState, Create, DIRECTORY_READY, Method, RemoveImage, SetId,
+    SetStripeUnitCount,
+};
+use proto::rbd::layout::Layout;
+use proto::rbd::{Features, names};
+use proto::types::PoolId;
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::WRITABLE;
+use crate::image::header::{image_id, spec};
+use crate::pool::Pool;
+
+/// What a new image is like.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The size of its objects as a power of two.
+    pub order: u8,
+    /// Its stripe unit in bytes; 0 for plain objects.
+    pub stripe_unit: u64,
+    /// How many objects take turns; 0 for plain objects.
+    pub stripe_count: u64,
+    /// Its features. Those that follow from the rest need not be asked for.
+    pub features: Features,
+    /// The pool for its data, if it is not the same.
+    pub data_pool: Option<Pool>,
+}
+
+impl CreateOptions {
+    /// An image of this size with objects of 4 MiB and every feature that is on by default and built here.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            order: 22,
+            stripe_unit: 0,
+            stripe_count: 0,
+            features: supported(Features::DEFAULT),
+            data_pool: None,
+        }
+    }
+
+    /// The features that the image will have.
+    fn all_features(&self, pool: &Pool) -> Features {
+        let mut features = self.features - Features::IMPLICIT;
+        if self.is_striped() {
+            features |= Features::STRIPING;
+        }
+        if self.elsewhere(pool).is_some() {
+            features |= Features::DATA_POOL;
+        }
+        features
+    }
+
+    /// Whether the layout has to be written down. Unlike [`Layout::is_striped`], that is so for small units of a single
+    /// object, too, as librbd sees it.
+    fn is_striped(&self) -> bool {
+        self.stripe_unit != 0 && (self.stripe_count != 1 || self.stripe_unit != 1 << self.order)
+    }
+
+    fn elsewhere(&self, pool: &Pool) -> Option<&Pool> {
+        self.data_pool.as_ref().filter(|data_pool| data_pool.id() != pool.id())
+    }
+}
+
+/// Those of the features that an image can be made with.
+pub fn supported(features: Features) -> Features {
+    features & WRITABLE
+}
+
+/// Makes an image and returns its id.
+///
+/// # Errors
+/// [`Kind::Exists`] if the name is taken; [`Kind::Invalid`] or errno `EDOM` if a layout like that is not possible;
+/// [`Kind::Unsupported`] for features that are not built yet.
+pub async fn create(pool: &Pool, name: &str, options: &CreateOptions) -> Result<String> {
+    let image = format!("image {}", spec(pool, name));
+    check(name, options).context(&image)?;
+    match image_id(pool, name).await {
+        Ok(_) => return Err(Error::new(Kind::Exists, format!("{image} exists already"))),
+        Err(error) if error.kind() == Kind::NotFound => {}
+        // One of the first format.
+        Err(error) if error.kind() == Kind::Unsupported => {
+            return Err(Error::new(Kind::Exists, format!("{image} exists already")));
+        }
+        Err(error) => return Err(error),
+    }
+
+    let id = new_id(pool)?;
+    let id_object = names::id_object(name);
+    let reserve = vec![Op::Create { exclusive: true }, call(&SetId { id: id.clone() })];
+    pool.operate(&id_object, reserve).await.context(&image)?;
+    let made = add_to_directory(pool, name, &id, options).await;
+    if let Err(error) = made {
+        take_back(pool, &id_object).await;
+        return Err(error.context(image));
+    }
+    Ok(id)
+}
+
+async fn add_to_directory(
+    pool: &Pool,
+    name: &str,
+    id: &str,
+    options: &CreateOptions,
+) -> Result<()> {
+    let entry = AddImage { name: name.to_owned(), id: id.to_owned() };
+    // A namespace that is being removed takes no images any more.
+    let mut ops = Vec::new();
+    if !pool.namespace().is_empty() {
+        ops.push(call(&AssertDirectoryState { state: DIRECTORY_READY }));
+    }
+    ops.push(call(&entry));
+    pool.operate_write(names::DIRECTORY, ops).await?;
+    let made = make_header(pool, id, options).await;
+    if made.is_err() {
+        let entry = RemoveImage { name: entry.name, id: entry.id };
+        if let Err(error) = pool.call(names::DIRECTORY, &entry).await {
+            tracing::warn!(%error, "the directory keeps an image that was not made");
+        }
+    }
+    made
+}
+
+async fn make_header(pool: &Pool, id: &str, options: &CreateOptions) -> Result<()> {
+    let header = names::header(id);
+    let data_pool = options.elsewhere(pool);
+    let create = Create {
+        size: options.size,
+        order: options.order,
+        features: options.all_features(pool).0,
+        object_prefix: names::data_prefix(id, data_pool.map(|_| pool.id())),
+        data_pool: data_pool.map_or(PoolId(-1), Pool::id),
+    };
+    pool.operate(&header, vec![Op::Create { exclusive: true }, call(&create)]).await?;
+    if options.is_striped() {
+        let (unit, count) = (options.stripe_unit, options.stripe_count);
+        if let Err(error) = pool.call(&header, &SetStripeUnitCount { unit, count }).await {
+            take_back(pool, &header).await;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was made for an image that could not be finished.
+async fn take_back(pool: &Pool, object: &str) {
+    if let Err(error) = pool.remove(object).await {
+        tracing::warn!(%error, "an image that was not made leaves this behind");
+    }
+}
+
+fn check(name: &str, options: &CreateOptions) -> Result<()> {
+    if name.is_empty() || name.contains(['/', '@']) {
+        return Err(Error::new(Kind::Invalid, "a name must not be empty nor contain / or @"));
+    }
+    if let Err(error) = Layout::new(options.order, options.stripe_unit, options.stripe_count) {
+        let kind = match error {
+            proto::rbd::layout::LayoutError::Order(_) => Kind::Os(EDOM),
+            _ => Kind::Invalid,
+        };
+        return Err(Error::new(kind, error.to_string()));
+    }
+    let unsupported = options.features - Features::IMPLICIT - WRITABLE;
+    if !unsupported.is_empty() {
+        let what = format!("features that are not built yet: {unsupported}");
+        return Err(Error::new(Kind::Unsupported, what)
+            .with_hint("name others with --image-feature, such as layering"));
+    }
+    Ok(())
+}
+
+const EDOM: i32 = 33;
+
+fn new_id(pool: &Pool) -> Result<String> {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).map_err(|error| {
+        Error::new(Kind::Os(5), "no random bytes from the operating system").with_source(error)
+    })?;
+    Ok(names::image_id(pool.cluster().global_id(), u32::from_le_bytes(random)))
+}
+
+fn call<M: Method>(method: &M) -> Op {
+    Op::call(M::CLASS, M::NAME, method.input())
+}

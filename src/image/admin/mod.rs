@@ -1,0 +1,77 @@
+//! Administration of images: what `rbd create`, `ls`, `info`, `rm`, `resize` and `status` do.
+
+mod create;
+mod details;
+mod objects;
+mod remove;
+mod resize;
+
+use std::collections::BTreeMap;
+
+use proto::rbd::cls::{AssertDirectoryState, DIRECTORY_READY, ListImages};
+use proto::rbd::names;
+use proto::types::EntityAddr;
+
+pub use self::create::{CreateOptions, create, supported};
+pub use self::details::{Details, LockKind, ParentName, Snapshot};
+pub use self::objects::Progress;
+pub use self::remove::remove;
+pub use self::resize::resize;
+use crate::error::{Error, Kind, Result};
+use crate::pool::Pool;
+
+/// An address of a client as `rbd` prints it: without saying which messenger it is for.
+pub fn address_text(addr: &EntityAddr) -> String {
+    match addr.addr {
+        Some(socket) => format!("{socket}/{}", addr.nonce),
+        None => "-".to_owned(),
+    }
+}
+
+/// Entries of a directory that are asked for at a time.
+const PAGE: u64 = 1024;
+
+/// The images of a pool or namespace: ids by names.
+///
+/// # Errors
+/// Whatever keeps the directory from being read; a pool without one has no images.
+pub async fn list(pool: &Pool) -> Result<BTreeMap<String, String>> {
+    let mut images = BTreeMap::new();
+    loop {
+        let after = images.last_key_value().map(|(name, _): (&String, _)| name.clone());
+        let page = ListImages { after: after.unwrap_or_default(), max: PAGE };
+        match pool.call(names::DIRECTORY, &page).await {
+            Ok(page) => {
+                let last = (page.len() as u64) < PAGE;
+                images.extend(page);
+                if last {
+                    return Ok(images);
+                }
+            }
+            Err(error) if error.kind() == Kind::NotFound => return Ok(images),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Checks that the namespace exists, if the pool is narrowed to one.
+///
+/// # Errors
+/// [`Kind::NotFound`] if it does not; [`Kind::Busy`] if it is being removed.
+pub async fn check_namespace(pool: &Pool) -> Result<()> {
+    if pool.namespace().is_empty() {
+        return Ok(());
+    }
+    let ready = AssertDirectoryState { state: DIRECTORY_READY };
+    match pool.call(names::DIRECTORY, &ready).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == Kind::NotFound => {
+            let (pool, namespace) = (pool.name(), pool.namespace());
+            Err(Error::new(
+                Kind::NotFound,
+                format!("there is no namespace {namespace} in pool {pool}"),
+            ))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,152 @@
+//! Removing an image.
+//!
+//! Data goes first, then the header, then what leads to it (`librbd/image/RemoveRequest.cc`): whoever dies in between
+//! leaves an image that can be removed again.
+
+use std::sync::Arc;
+
+use proto::msg::op::Op;
+use proto::rbd::cls::{GetIdOfName, GetMirrorMode, RemoveImage};
+use proto::rbd::names::{self, DataNames};
+use proto::rbd::{Features, OpFeatures};
+use proto::types::SnapId;
+
+use super::address_text;
+use super::objects::{Progress, change};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::header::{self, Header, image_id, spec};
+use crate::pool::Pool;
+
+/// Features of images that can be removed here. Those that only writers must keep up make no difference any more.
+const REMOVABLE: Features = Features(
+    Features::LAYERING.0
+        | Features::STRIPING.0
+        | Features::EXCLUSIVE_LOCK.0
+        | Features::OBJECT_MAP.0
+        | Features::FAST_DIFF.0
+        | Features::DEEP_FLATTEN.0
+        | Features::DATA_POOL.0
+        | Features::OPERATIONS.0,
+);
+
+const ENOTEMPTY: i32 = 39;
+const EMLINK: i32 = 31;
+
+/// Removes an image with all its data.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Busy`] while somebody has it open; errno `ENOTEMPTY` if it has snapshots;
+/// [`Kind::Unsupported`] if more than objects must be removed, and how is not built yet.
+pub async fn remove(pool: &Pool, name: &str, progress: Progress<'_>) -> Result<()> {
+    let removing = format!("image {}", spec(pool, name));
+    let id = match image_id(pool, name).await {
+        Ok(id) => id,
+        // A removal that was cut short, or a creation.
+        Err(missing) if missing.kind() == Kind::NotFound => {
+            let entry = GetIdOfName { name: name.to_owned() };
+            pool.call(names::DIRECTORY, &entry).await.map_err(|_| missing)?
+        }
+        Err(error) => return Err(error),
+    };
+    match Header::read(pool, &id).await {
+        Ok(header) => {
+            check(pool, &id, &header).await.context(&removing)?;
+            remove_data(pool, &header, progress).await.context(&removing)?;
+        }
+        Err(error) if error.kind() == Kind::NotFound => {}
+        Err(error) => return Err(error.context(removing)),
+    }
+    remove_rest(pool, name, &id).await.context(removing)?;
+    progress(1, 1);
+    Ok(())
+}
+
+/// Refuses what somebody still needs, and what is more than its objects.
+async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
+    let unsupported = header.features - REMOVABLE;
+    if !unsupported.is_empty() {
+        let what = format!("cannot be removed yet with these features: {unsupported}");
+        return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
+    }
+    if !header.snap_context.snaps.is_empty() {
+        return Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots")
+            .with_hint("remove them first: `rbd snap purge`"));
+    }
+    if header.features.contains(Features::OPERATIONS) {
+        let get = proto::rbd::cls::GetOpFeatures {};
+        let operations = OpFeatures(pool.call(&names::header(id), &get).await?);
+        if operations.names().any(|name| name == "group") {
+            return Err(Error::new(Kind::Os(EMLINK), "it belongs to a group")
+                .with_hint("take it out first: `rbd group image rm`"));
+        }
+    }
+    if header::parent(pool, id, SnapId::HEAD).await?.is_some() {
+        return Err(Error::new(Kind::Unsupported, "it is a clone, which cannot be removed yet")
+            .with_hint("use `rbd rm`, or `rbd flatten` first"));
+    }
+    if is_mirrored(pool, id).await? {
+        let what = "it is mirrored, and cannot be removed yet";
+        return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
+    }
+    let watchers = pool.watchers(&names::header(id)).await?;
+    if let Some(watcher) = watchers.first() {
+        return Err(Error::new(
+            Kind::Busy,
+            format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr)),
+        )
+        .with_hint("close or unmap it; a client that crashed is forgotten after 30 s"));
+    }
+    Ok(())
+}
+
+async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
+    let gone = |error: &Error| error.kind() == Kind::NotFound;
+    match pool.call(names::MIRRORING, &GetMirrorMode {}).await {
+        Ok(0) => return Ok(false),
+        Ok(_) => {}
+        Err(error) if gone(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let get = proto::rbd::cls::GetMirrorImage { id: id.to_owned() };
+    match pool.call(names::MIRRORING, &get).await {
+        Ok(_) => Ok(true),
+        Err(error) if gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn remove_data(pool: &Pool, header: &Header, progress: Progress<'_>) -> Result<()> {
+    let data_pool = match header.data_pool {
+        Some(id) => pool.cluster().pool_by_id(id).await?.with_namespace(pool.namespace()),
+        None => pool.clone(),
+    };
+    let mut names = DataNames::new(&header.object_prefix);
+    let total = header.layout.objects(header.size);
+    let mut done = 0;
+    let objects = (0..total)
+        .map(|object| (String::from_utf8_lossy(names.of(object)).into_owned(), Op::Delete));
+    let window = pool.cluster().config().rbd.concurrent_management_ops;
+    let snaps = Arc::new(header.snap_context.clone());
+    progress(0, total);
+    change(&data_pool, &snaps, window, objects, || {
+        done += 1;
+        progress(done, total);
+    })
+    .await
+}
+
+/// Removes the header and what leads to it; some of it may be gone already.
+async fn remove_rest(pool: &Pool, name: &str, id: &str) -> Result<()> {
+    for object in [names::header(id), names::object_map(id, SnapId::HEAD), names::id_object(name)] {
+        gone_is_fine(pool.remove(&object).await)?;
+    }
+    let entry = RemoveImage { name: name.to_owned(), id: id.to_owned() };
+    gone_is_fine(pool.call(names::DIRECTORY, &entry).await.map(drop))
+}
+
+fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        result => result,
+    }
+}
