@@ -225,6 +225,10 @@ pub struct RbdDefaults {
     pub concurrent_management_ops: u64,
 }
 
+/// How long to wait for the monitors where nobody says otherwise. Ceph's default of 300 s is for a host that boots
+/// together with its cluster; a person who mistyped an address wants to know sooner.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(10);
+
 const USUAL_FILES: &str = "/etc/ceph/$cluster.conf,$home/.ceph/$cluster.conf,$cluster.conf";
 
 impl Config {
@@ -278,7 +282,7 @@ impl Config {
             key: key_source(values)?,
             client_modes: modes(&values.get("ms_client_mode"))?,
             mon_modes: modes(&values.get("ms_mon_client_mode"))?,
-            mount_timeout: values.get("client_mount_timeout").duration()?,
+            mount_timeout: mount_timeout(values)?,
             osd_op_timeout: timeout("rados_osd_op_timeout")?,
             mon_op_timeout: timeout("rados_mon_op_timeout")?,
             inflight_ops: values.get("objecter_inflight_ops").count()?,
@@ -329,6 +333,14 @@ fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, C
         (None, true, true) => {
             Err(ConfigError::NoMonitors { place: format!("one of {}", list(searched)) })
         }
+    }
+}
+
+fn mount_timeout(values: &Values<'_>) -> Result<Duration, ConfigError> {
+    let value = values.get("client_mount_timeout");
+    match value.origin {
+        Origin::Default => Ok(MOUNT_TIMEOUT),
+        _ => value.duration(),
     }
 }
 
