@@ -100,7 +100,7 @@ fn defaults() {
     assert_eq!(config.auth_methods, [method::CEPHX, method::NONE]);
     assert_eq!(config.client_modes, [ConnectionMode::Crc, ConnectionMode::Secure]);
     assert_eq!(config.mon_modes, [ConnectionMode::Secure, ConnectionMode::Crc]);
-    assert_eq!(config.mount_timeout, Duration::from_secs(300));
+    assert_eq!(config.mount_timeout, Duration::from_secs(10), "sooner than Ceph's 300 s");
     assert_eq!((config.osd_op_timeout, config.mon_op_timeout), (None, None));
     assert_eq!((config.inflight_ops, config.inflight_bytes), (1024, 100 << 20));
     let rbd = RbdDefaults {

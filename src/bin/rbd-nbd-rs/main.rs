@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod remove;
 mod resize;
+mod serve;
 mod size;
 mod spec;
 mod status;
@@ -40,6 +41,7 @@ enum Verb {
     Resize(resize::Resize),
     Status(status::Status),
     Bench(bench::Bench),
+    Serve(serve::Serve),
 }
 
 fn main() -> ExitCode {
@@ -109,6 +111,7 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Resize(resize) => resize.run(&cluster).await,
             Verb::Status(status) => status.run(&cluster).await,
             Verb::Bench(bench) => bench.run(&cluster).await,
+            Verb::Serve(serve) => serve.run(&cluster).await,
         }
     })
 }
