@@ -19,8 +19,9 @@
 //!
 //! Inside, from the wire up: `wire` has the numbers, `negotiate` the handshake and `request` the judgement of
 //! requests (all three without I/O), `replies` what goes out, `connection` drives them over one socket in one task,
-//! and `server` is what starts those tasks.
+//! and `server` is what starts those tasks. [`client`] is the other side, small.
 
+pub mod client;
 mod connection;
 pub mod device;
 mod exports;

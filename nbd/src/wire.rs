@@ -134,6 +134,18 @@ impl RequestHeader {
         })
     }
 
+    /// As it stands on the wire.
+    pub(crate) fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..].copy_from_slice(&self.len.to_be_bytes());
+        bytes
+    }
+
     /// The bytes of payload that follow.
     pub(crate) fn payload(&self) -> usize {
         if self.command == command::WRITE { self.len as usize } else { 0 }
@@ -222,6 +234,7 @@ mod tests {
             RequestHeader { flags: 1, command: command::WRITE, cookie: 2, offset: 4096, len: 512 }
         );
         assert_eq!(header.payload(), 512);
+        assert_eq!(&header.encode(), REQUEST);
     }
 
     #[test]
