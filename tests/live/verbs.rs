@@ -60,6 +60,7 @@ fn refused_alike(ceph: &Ceph, args: &[&str]) -> String {
 fn verbs_do_what_rbd_does() {
     let ceph = Ceph::start(Options::default());
     ceph.create_pool("data");
+    ceph.ceph(&["osd", "pool", "create", "coded", "1", "1", "erasure"]);
     ceph.rbd(&["namespace", "create", "rbd/ns"]);
     creating(&ceph);
     showing(&ceph);
@@ -268,6 +269,7 @@ fn refusing(ceph: &Ceph) {
         &["info", "default@nowhere"],
         &["info", "@snap"],
         &["info", "plain", "--format", "yaml"],
+        &["info", "plain", "--pretty-format"],
         &["status", "nowhere"],
         &["status", "default@one"],
         &["resize", "plain"],
@@ -291,6 +293,11 @@ fn refusing(ceph: &Ceph) {
     let refused = ceph.ours(&["create", "new", "--size", "1G", "--image-feature", "object-map"]);
     assert_eq!(refused.code, 95);
     assert!(refused.refused().contains("object-map"));
+    let args = ["create", "new", "--data-pool", "coded", "--size", "1G"];
+    // The pool has too few OSDs to serve, which `rbd` would wait for: it looks at objects, not at the map.
+    let refused = ceph.ours(&args);
+    assert_eq!(refused.code, 22);
+    assert!(refused.refused().contains("allow_ec_overwrites"));
     assert!(ceph.ours(&["rm", "clone"]).refused().contains("clone"));
     assert!(ceph.ours(&["resize", "default", "--size", "3T"]).refused().contains("object-map"));
     assert!(!ceph.rados(&["-p", "rbd", "ls"]).contains("new"));

@@ -1,8 +1,12 @@
 //! `ls`: lists images.
 
+use std::collections::BTreeMap;
+
 use ceph_native::cluster::Cluster;
-use ceph_native::error::Result;
+use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{self, Details, LockKind, ParentName};
+use ceph_native::pool::Pool;
+use tokio::task::JoinSet;
 
 use crate::output::{Format, Side, Tree, table};
 use crate::size::Bytes;
@@ -42,18 +46,8 @@ impl List {
                 || images.keys().map(|name| format!("{name}\n")).collect(),
             );
         }
-        let mut entries = Vec::new();
-        let mut failed = None;
-        for (name, id) in images {
-            // One image that cannot be read must not hide the others.
-            match self.entries(&pool, &name, &id).await {
-                Ok(found) => entries.extend(found),
-                Err(error) => {
-                    eprintln!("rbd-nbd-rs: image {name}: {error}");
-                    failed = Some(error);
-                }
-            }
-        }
+        let window = cluster.config().rbd.concurrent_management_ops;
+        let (entries, failed) = read_all(&pool, images, window).await;
         self.format.print(
             "images",
             || Tree::List(entries.iter().map(Entry::tree).collect()),
@@ -64,16 +58,44 @@ impl List {
         )?;
         failed.map_or(Ok(()), Err)
     }
+}
 
-    async fn entries(
-        &self,
-        pool: &ceph_native::pool::Pool,
-        name: &str,
-        id: &str,
-    ) -> Result<Vec<Entry>> {
+/// Reads some images at a time. One that cannot be read must not hide the others.
+async fn read_all(
+    pool: &Pool,
+    images: BTreeMap<String, String>,
+    window: u64,
+) -> (Vec<Entry>, Option<Error>) {
+    let mut waiting = images.into_iter();
+    let mut in_flight = JoinSet::new();
+    let mut read = BTreeMap::new();
+    let mut failed = None;
+    loop {
+        while (in_flight.len() as u64) < window {
+            let Some((name, id)) = waiting.next() else { break };
+            let pool = pool.clone();
+            in_flight.spawn(async move { (Entry::read(&pool, &name, &id).await, name) });
+        }
+        match in_flight.join_next().await {
+            None => return (read.into_values().flatten().collect(), failed),
+            Some(Ok((Ok(entries), name))) => drop(read.insert(name, entries)),
+            Some(Ok((Err(error), name))) => {
+                eprintln!("rbd-nbd-rs: image {name}: {error}");
+                failed = Some(error);
+            }
+            Some(Err(error)) => {
+                failed = Some(Error::new(Kind::Closed, "a task ended").with_source(error));
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// Reads an image and its snapshots.
+    async fn read(pool: &Pool, name: &str, id: &str) -> Result<Vec<Self>> {
         let details = Details::read(pool, id).await?;
         let lock = details.lock(pool).await?;
-        let mut entries = vec![Entry {
+        let mut entries = vec![Self {
             image: name.to_owned(),
             id: id.to_owned(),
             snapshot: None,
@@ -83,7 +105,7 @@ impl List {
             lock,
         }];
         for snapshot in details.snapshots(pool).await? {
-            entries.push(Entry {
+            entries.push(Self {
                 image: name.to_owned(),
                 id: id.to_owned(),
                 snapshot: Some((snapshot.info.name, snapshot.info.id.0)),
@@ -95,9 +117,7 @@ impl List {
         }
         Ok(entries)
     }
-}
 
-impl Entry {
     fn tree(&self) -> (&'static str, Tree) {
         let mut fields = vec![("image", self.image.clone().into()), ("id", self.id.clone().into())];
         if let Some((name, id)) = &self.snapshot {

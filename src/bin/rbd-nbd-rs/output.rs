@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 
 use ceph_native::error::{Error, Kind, Result};
 use clap::{Args, ValueEnum};
+use jiff::tz::TimeZone;
 use proto::types::UTime;
 
 /// How to print.
@@ -79,6 +80,10 @@ impl Format {
         tree: impl FnOnce() -> Tree,
         plain: impl FnOnce() -> String,
     ) -> Result<()> {
+        if self.pretty_format && self.is_plain() {
+            let what = "--pretty-format only works when --format is json or xml";
+            return Err(Error::new(Kind::Invalid, what));
+        }
         print(&self.render(name, tree, plain))
     }
 
@@ -271,9 +276,12 @@ pub(crate) fn table(columns: &[(&str, Side)], rows: &[Vec<String>]) -> String {
 
 /// A time as `ctime` prints it: in the local time zone, like `Mon Nov 23 15:35:57 2026`.
 pub(crate) fn local_time(time: UTime) -> String {
+    time_in(TimeZone::system(), time)
+}
+
+fn time_in(zone: TimeZone, time: UTime) -> String {
     let timestamp = jiff::Timestamp::from_second(time.sec.into()).unwrap_or_default();
-    let zoned = timestamp.to_zoned(jiff::tz::TimeZone::system());
-    zoned.strftime("%a %b %e %H:%M:%S %Y").to_string()
+    timestamp.to_zoned(zone).strftime("%a %b %e %H:%M:%S %Y").to_string()
 }
 
 #[cfg(test)]
@@ -315,6 +323,17 @@ mod tests {
             "<image>\n <name>a&quot;&lt;</name>\n <size>7</size>\n <features>\n  <feature>layering</feature>\n  \
              <feature>striping</feature>\n </features>\n <flags>\n </flags>\n</image>\n\n"
         );
+    }
+
+    #[test]
+    fn times_are_of_the_zone() {
+        let time = UTime { sec: 1_793_545_200, nsec: 0 };
+        assert_eq!(time_in(TimeZone::UTC, time), "Sun Nov  1 15:00:00 2026");
+        // The zones of the system are found, where it has any.
+        if std::path::Path::new("/usr/share/zoneinfo/Asia/Kathmandu").exists() {
+            let zone = TimeZone::get("Asia/Kathmandu").unwrap();
+            assert_eq!(time_in(zone, time), "Sun Nov  1 20:45:00 2026");
+        }
     }
 
     /// As `rbd ls -l` printed it.

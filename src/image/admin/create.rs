@@ -5,6 +5,7 @@
 //! Who dies in between leaves a name that is taken, and that `rm` removes.
 
 use proto::msg::op::Op;
+use proto::osdmap::pool_flag;
 use proto::rbd::cls::{
     AddImage, AssertDirectoryState, Create, DIRECTORY_READY, Method, RemoveImage, SetId,
     SetStripeUnitCount,
@@ -84,6 +85,7 @@ pub fn supported(features: Features) -> Features {
 pub async fn create(pool: &Pool, name: &str, options: &CreateOptions) -> Result<String> {
     let image = format!("image {}", spec(pool, name));
     check(name, options).context(&image)?;
+    check_data_pool(options.data_pool.as_ref().unwrap_or(pool)).context(&image)?;
     match image_id(pool, name).await {
         Ok(_) => return Err(Error::new(Kind::Exists, format!("{image} exists already"))),
         Err(error) if error.kind() == Kind::NotFound => {}
@@ -176,6 +178,22 @@ fn check(name: &str, options: &CreateOptions) -> Result<()> {
             .with_hint("name others with --image-feature, such as layering"));
     }
     Ok(())
+}
+
+/// Data objects are written in part, which erasure-coded pools have to be told to allow.
+fn check_data_pool(pool: &Pool) -> Result<()> {
+    let unfit = pool.cluster().with_map(|map| {
+        let pool = map.pool(pool.id())?;
+        Some(pool.is_erasure() && !pool.has(pool_flag::EC_OVERWRITES))
+    });
+    match unfit.flatten() {
+        Some(true) => {
+            let what = format!("pool {} is erasure-coded without overwrites", pool.name());
+            let hint = format!("`ceph osd pool set {} allow_ec_overwrites true`", pool.name());
+            Err(Error::new(Kind::Invalid, what).with_hint(hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 const EDOM: i32 = 33;

@@ -1,14 +1,15 @@
 //! Everything about an image that people ask for: what `rbd info` and `rbd ls -l` print.
 
+use proto::msg::op::Op;
 use proto::rbd::OpFeatures;
 use proto::rbd::cls::{
     GetAccessTimestamp, GetCreateTimestamp, GetModifyTimestamp, GetNameOfId, GetOpFeatures,
-    GetProtectionStatus, SnapshotInfo, SnapshotNamespace, lock,
+    GetProtectionStatus, Method, SnapshotInfo, SnapshotNamespace, lock,
 };
 use proto::rbd::names;
 use proto::types::{SnapId, UTime};
 
-use crate::error::{Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header};
 use crate::pool::Pool;
 
@@ -78,14 +79,28 @@ impl Details {
     pub async fn read(pool: &Pool, id: &str) -> Result<Self> {
         let object = names::header(id);
         let header = Header::read(pool, id).await?;
-        let op_features = known(pool.call(&object, &GetOpFeatures {}).await)?.unwrap_or_default();
+        let replies = pool
+            .operate(
+                &object,
+                vec![
+                    op(&GetOpFeatures {}),
+                    op(&GetCreateTimestamp {}),
+                    op(&GetAccessTimestamp {}),
+                    op(&GetModifyTimestamp {}),
+                ],
+            )
+            .await?;
+        let [op_features, created, accessed, modified] = replies.as_slice() else {
+            return Err(Error::new(Kind::Corrupt, format!("{object}: answers are missing")));
+        };
+        let time = |time: UTime| Some(time).filter(|time| time.sec != 0);
         Ok(Self {
             id: id.to_owned(),
             header,
-            op_features: OpFeatures(op_features),
-            created: timestamp(pool.call(&object, &GetCreateTimestamp {}).await)?,
-            accessed: timestamp(pool.call(&object, &GetAccessTimestamp {}).await)?,
-            modified: timestamp(pool.call(&object, &GetModifyTimestamp {}).await)?,
+            op_features: OpFeatures(GetOpFeatures::reply(&op_features.data).context(&object)?),
+            created: time(GetCreateTimestamp::reply(&created.data).context(&object)?),
+            accessed: time(GetAccessTimestamp::reply(&accessed.data).context(&object)?),
+            modified: time(GetModifyTimestamp::reply(&modified.data).context(&object)?),
             parent: parent_name(pool, id, SnapId::HEAD).await?,
         })
     }
@@ -127,17 +142,8 @@ impl Details {
 /// `RBD_PROTECTION_STATUS_PROTECTED`; 0 is unprotected, 1 about to be.
 const PROTECTED: u8 = 2;
 
-/// Whether the cluster is too old to know a method.
-fn known<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == Kind::Unsupported => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn timestamp(result: Result<UTime>) -> Result<Option<UTime>> {
-    Ok(known(result)?.filter(|time| time.sec != 0))
+fn op<M: Method>(method: &M) -> Op {
+    Op::call(M::CLASS, M::NAME, method.input())
 }
 
 async fn parent_name(pool: &Pool, id: &str, snap: SnapId) -> Result<Option<ParentName>> {
