@@ -30,9 +30,46 @@ pub struct ObjectStat {
     pub size: u64,
 }
 
+impl Cluster {
+    /// The pool of a name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
+    pub async fn pool(&self, name: &str) -> Result<Pool> {
+        if let Some(id) = self.pool_id(name) {
+            return Ok(Pool::new(self.clone(), id, name));
+        }
+        // It may be newer than our map.
+        self.refresh_map().await?;
+        let id = self
+            .pool_id(name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {name}")))?;
+        Ok(Pool::new(self.clone(), id, name))
+    }
+
+    /// The pool of a number.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
+    pub async fn pool_by_id(&self, id: PoolId) -> Result<Pool> {
+        let name = || self.with_map(|map| map.pool_name(id).map(str::to_owned)).flatten();
+        if let Some(name) = name() {
+            return Ok(Pool::new(self.clone(), id, name));
+        }
+        self.refresh_map().await?;
+        let name =
+            name().ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {id}")))?;
+        Ok(Pool::new(self.clone(), id, name))
+    }
+
+    fn pool_id(&self, name: &str) -> Option<PoolId> {
+        self.with_map(|map| map.pool_id(name)).flatten()
+    }
+}
+
 impl Pool {
     /// A pool that is known to exist.
-    pub(crate) fn new(cluster: Cluster, id: PoolId, name: impl Into<Arc<str>>) -> Self {
+    fn new(cluster: Cluster, id: PoolId, name: impl Into<Arc<str>>) -> Self {
         Self { cluster, id, name: name.into(), namespace: Arc::from("") }
     }
 

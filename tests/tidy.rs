@@ -18,8 +18,9 @@ const PROTO: &[(&str, &[&str])] = &[
     ("cephx", &["denc", "limits", "msgr", "types"]),
     // A monitor map names the ciphers that cephx may use.
     ("monmap", &["cephx", "denc", "limits", "types"]),
-    ("osdmap", &["crc", "crush", "denc", "limits", "types"]),
-    ("msg", &["crc", "denc", "limits", "monmap", "msgr", "osdmap", "types"]),
+    ("msg", &["crc", "denc", "limits", "monmap", "msgr", "types"]),
+    // Of messages it knows only `msg::object`: what names an object.
+    ("osdmap", &["crc", "crush", "denc", "limits", "msg", "types"]),
     ("mon", &["cephx", "denc", "limits", "monmap", "msg", "msgr", "types"]),
     // It says what to send to which OSD, never how.
     ("objecter", &["denc", "limits", "msg", "osdmap", "types"]),
@@ -28,7 +29,7 @@ const PROTO: &[(&str, &[&str])] = &[
 
 /// Modules of the library in `src`, rising: each may name those before it. Programs (`src/bin`) may name all.
 const LAYERS: &[&str] =
-    &["config", "net", "cluster", "pool", "image", "attach", "docker", "cinder"];
+    &["error", "config", "net", "cluster", "pool", "image", "attach", "docker", "cinder"];
 
 /// Files that may contain `unsafe`.
 const UNSAFE: &[&str] = &[];
@@ -69,7 +70,8 @@ fn proto_modules_know_only_what_is_below_them() {
             assert!(module == "lib", "{}: not listed in PROTO", file.display());
             continue;
         };
-        for (line, name) in crate_names(&file) {
+        // Tests may bring together what must not know each other.
+        for (line, name) in crate_names(&file).into_iter().filter(|_| !is_test(&file)) {
             if name != module && !allowed.contains(&name.as_str()) && is_module("proto/src", &name)
             {
                 wrong.push(format!("{}:{line}: {module} may not know {name}", file.display()));
@@ -125,7 +127,7 @@ fn files_are_short_and_say_what_they_are_for() {
         if lines > MAX_LINES {
             wrong.push(format!("{}: {lines} lines", file.display()));
         }
-        if !text.starts_with("//! ") {
+        if !text.starts_with("//! ") && !text.starts_with("#![doc = include_str!(") {
             wrong.push(format!("{}: doesn't open with what it is for (//!)", file.display()));
         }
         for (number, line) in text.lines().enumerate() {
@@ -180,14 +182,16 @@ fn fixtures_are_described_and_used() {
         if name == "README.md" {
             continue;
         }
-        // A folder of many files of one kind is described and replayed as a whole.
-        if !readme.contains(name) && !readme.contains(&format!("`{folder}/`")) {
+        // Files that belong together differ in their extension only.
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        if !readme.contains(&format!("`{name}`")) && !readme.contains(&format!("`{stem}`")) {
             wrong.push(format!(
                 "{}: fixtures/README.md doesn't say where it is from",
                 file.display()
             ));
         }
-        if !code.contains(name) && !code.contains(&format!("{folder}/")) {
+        // A folder of many files of one kind may be replayed as a whole.
+        if !code.contains(name) && !code.contains(&format!("fixtures/{folder}/")) {
             wrong.push(format!("{}: no test uses it", file.display()));
         }
     }
@@ -265,7 +269,12 @@ fn crate_names(file: &Path) -> Vec<(usize, String)> {
     let text = read(file);
     let mut names = Vec::new();
     for (number, line) in code(&text) {
-        assert!(!line.contains("super::super::"), "{}:{number}: say crate::", file.display());
+        let tests = file.iter().any(|part| part == "tests" || part == "tests.rs");
+        assert!(
+            tests || !line.contains("super::super::"),
+            "{}:{number}: say crate::",
+            file.display()
+        );
         for rest in line.split("crate::").skip(1) {
             assert!(!rest.starts_with('{'), "{}:{number}: one use line per module", file.display());
             let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -273,6 +282,10 @@ fn crate_names(file: &Path) -> Vec<(usize, String)> {
         }
     }
     names
+}
+
+fn is_test(file: &Path) -> bool {
+    file.iter().any(|part| part == "tests" || part == "tests.rs")
 }
 
 /// Numbered lines that aren't comments.

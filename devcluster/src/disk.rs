@@ -1,9 +1,9 @@
 //! The folder that a cluster's state lasts in: the journal of its objects, its map, its keys.
 //!
-//! `journal.N` is the whole of all objects: what [`Store::replay`](crate::store::Store::replay) makes them from. It only
-//! grows; a fresh one takes its place under the next number once it has become much longer than what it says. `osdmap`
-//! is the newest map, `keyring` the keys, `runs` how often the cluster has been started. All but the journal are replaced
-//! by renaming, and everything is synced before anybody is told of it.
+//! `journal.N` is the whole of all objects: what [`Store::replay`](crate::store::Store::replay) makes them from. It
+//! only grows; a fresh one takes its place under the next number once it has become much longer than what it says.
+//! `osdmap` is the newest map, `keyring` the keys, `runs` how often the cluster has been started. All but the journal
+//! are replaced by renaming, and everything is synced before anybody is told of it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

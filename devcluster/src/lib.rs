@@ -1,8 +1,8 @@
 //! A whole small RADOS cluster in one process: monitor, OSDs, cephx and real messenger v2 on loopback.
 //!
-//! Real Ceph clients can use it, and so can ours: for trying things out, for tests, and for benches where the cluster must
-//! not be the bottleneck. Nothing is replicated and nothing is placed on any device: objects are in memory and, if wanted,
-//! in a journal in a folder.
+//! Real Ceph clients can use it, and so can ours: for trying things out, for tests, and for benches where the cluster
+//! must not be the bottleneck. Nothing is replicated and nothing is placed on any device: objects are in memory and, if
+//! wanted, in a journal in a folder.
 //!
 //! From the inside out: [`store`] (objects and their journal), [`osd`] and [`mon`] (the daemons as state machines),
 //! [`cluster`] (all of them together, still without sockets), then the only file that knows TCP, and [`DevCluster`],

@@ -104,8 +104,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Takes a request, to be sent while completions are waited for. The server judges it; only [`Op::Extents`], which
-    /// simple replies cannot answer, is completed with [`Errno::ENOTSUP`] right here. How much is in flight is up to the
-    /// caller.
+    /// simple replies cannot answer, is completed with [`Errno::ENOTSUP`] right here. How much is in flight is up to
+    /// the caller.
     pub fn submit(&mut self, request: Request) {
         let Request { token, op } = request;
         let fua = |durable| if durable { command_flag::FUA } else { 0 };

@@ -2,8 +2,8 @@
 //!
 //! Everything it knows is in [`state`], behind one lock that is never held across an await. One task per connection
 //! moves bytes ([`crate::net`]); one supervises. Who submits operations only encodes them into the send buffer of the
-//! right connection, and whoever receives replies puts the results where they are waited for: no task and no channel per
-//! operation.
+//! right connection, and whoever receives replies puts the results where they are waited for: no task and no channel
+//! per operation.
 
 mod completion;
 mod login;
@@ -18,7 +18,7 @@ use proto::mon::Mon;
 use proto::msg::osd_op::{Operation, Reply};
 use proto::objecter::{OpError, SlowOp};
 use proto::osdmap::OsdMap;
-use proto::types::{Epoch, Fsid, Instant, PoolId, UTime};
+use proto::types::{Epoch, Fsid, Instant, UTime};
 use tokio::sync::{Notify, oneshot};
 
 pub(crate) use self::completion::Inbox;
@@ -27,7 +27,6 @@ pub use self::state::CommandOutput;
 use self::state::{OsEntropy, State};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::pool::Pool;
 
 /// A client of a cluster. Cheap to clone; when the last clone is dropped, its connections are closed.
 #[derive(Clone)]
@@ -127,44 +126,9 @@ impl Cluster {
         self.with_map(|map| map.fsid).unwrap_or_default()
     }
 
-    /// The pool of a name.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
-    pub async fn pool(&self, name: &str) -> Result<Pool> {
-        if let Some(id) = self.pool_id(name) {
-            return Ok(Pool::new(self.clone(), id, name));
-        }
-        // It may be newer than our map.
-        self.refresh_map().await?;
-        let id = self
-            .pool_id(name)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {name}")))?;
-        Ok(Pool::new(self.clone(), id, name))
-    }
-
-    /// The pool of a number.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`], after the monitors' newest map was looked at.
-    pub async fn pool_by_id(&self, id: PoolId) -> Result<Pool> {
-        let name = || self.with_map(|map| map.pool_name(id).map(str::to_owned)).flatten();
-        if let Some(name) = name() {
-            return Ok(Pool::new(self.clone(), id, name));
-        }
-        self.refresh_map().await?;
-        let name =
-            name().ok_or_else(|| Error::new(Kind::NotFound, format!("there is no pool {id}")))?;
-        Ok(Pool::new(self.clone(), id, name))
-    }
-
     /// The number that the monitors gave this client.
     pub fn global_id(&self) -> u64 {
         self.0.shared.lock().mon.global_id()
-    }
-
-    fn pool_id(&self, name: &str) -> Option<PoolId> {
-        self.with_map(|map| map.pool_id(name)).flatten()
     }
 
     /// Looks at the current OSD map; `None` before there is one.

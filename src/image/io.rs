@@ -1,7 +1,7 @@
 //! The data path: requests on an image become operations on its objects, and their results become completions.
 //!
-//! A [`Queue`] is what one user of an image has: requests go in one by one, [`Queue::kick`] sends them as one batch, and
-//! completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
+//! A [`Queue`] is what one user of an image has: requests go in one by one, [`Queue::kick`] sends them as one batch,
+//! and completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
 //! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
 
 use std::sync::Arc;

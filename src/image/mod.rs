@@ -91,8 +91,8 @@ impl Image {
     /// Opens an image by its name.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if there is no such image or snapshot; [`Kind::Unsupported`] if it needs something that is not
-    /// built yet, with the feature's name.
+    /// [`Kind::NotFound`] if there is no such image or snapshot; [`Kind::Unsupported`] if it needs something that is
+    /// not built yet, with the feature's name.
     pub async fn open(pool: &Pool, name: &str, options: &OpenOptions) -> Result<Self> {
         let id = header::image_id(pool, name).await?;
         Self::open_with(pool, name.to_owned(), id, options).await

@@ -1,7 +1,6 @@
 //! Everything that needs a real cluster: our program against Ceph's own daemons, clients and tools, and QEMU's and
 //! libnbd's. One test program, so that tests share clusters, which cost seconds.
 
-#[allow(dead_code, reason = "shared with benches/compare, which needs other parts of it")]
 #[path = "../support/mod.rs"]
 mod support;
 

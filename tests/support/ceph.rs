@@ -3,7 +3,8 @@
 //!
 //! Two things make it fast: everything that can be is put into the monitors' first store by offline tools (keys, OSDs
 //! in the CRUSH map), so that no command waits for a Paxos round; and the monitors don't wait before they propose. The
-//! loss of a daemon is noticed in seconds. There is no manager: no client needs one.
+//! loss of a daemon is noticed in seconds. There is no manager: no client needs one. librbd's cache is off, because it
+//! acknowledges writes before they are committed, and we don't.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::run::{Ran, run_in};
+use super::serve::program;
 
 /// How a cluster is to be. `Options::default()` is one memstore OSD, one monitor, cephx, and Ceph's default modes.
 #[derive(Clone, Debug)]
@@ -89,21 +91,10 @@ rm -rf -- "$1"
 impl Ceph {
     /// Starts a cluster with a pool `rbd` and returns when the pool takes writes.
     pub(crate) fn start(options: Options) -> Self {
-        let (ip, address) = free_address();
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("ceph-{}-{number}", std::process::id()));
+        let ceph = Self::empty(options);
         for sub in ["run", "log", "mon", "osd"] {
-            fs::create_dir_all(dir.join(sub)).unwrap();
+            fs::create_dir_all(ceph.dir.join(sub)).unwrap();
         }
-        let ceph = Self {
-            reaper: Mutex::new(Some(reaper(&dir))),
-            dir,
-            ip,
-            options,
-            daemons: Mutex::default(),
-            _address: address,
-        };
         ceph.make();
         for i in 0..ceph.options.mons {
             ceph.start_mon(i);
@@ -115,6 +106,38 @@ impl Ceph {
         ceph.rados(&["-p", "rbd", "create", "probe"]);
         ceph.rados(&["-p", "rbd", "rm", "probe"]);
         ceph
+    }
+
+    /// Starts our `devcluster` in place of Ceph's daemons: one process, one OSD, objects in memory.
+    pub(crate) fn devcluster() -> Self {
+        let ceph = Self::empty(Options::default());
+        fs::create_dir_all(ceph.dir.join("log")).unwrap();
+        let program = Path::new(&program()).with_file_name("devcluster");
+        ceph.spawn(program.to_str().unwrap(), "devcluster", &["--dir", ceph.dir.to_str().unwrap()]);
+        let begun = Instant::now();
+        while run_in("rados", &["-p", "rbd", "ls"], &[("CEPH_CONF", &ceph.conf())], 10).code != 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "devcluster doesn't come up");
+        }
+        let mut conf = File::options().append(true).open(ceph.conf()).unwrap();
+        conf.write_all(b"\n[client]\nrbd cache = false\n").unwrap();
+        ceph
+    }
+
+    /// The folder, the address and the reaper of a cluster.
+    fn empty(options: Options) -> Self {
+        let (ip, address) = free_address();
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("ceph-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self {
+            reaper: Mutex::new(Some(reaper(&dir))),
+            dir,
+            ip,
+            options,
+            daemons: Mutex::default(),
+            _address: address,
+        }
     }
 
     /// The cluster's `ceph.conf`.
@@ -177,7 +200,7 @@ impl Ceph {
     }
 
     pub(crate) fn start_mon(&self, i: u32) {
-        self.spawn("ceph-mon", &format!("mon.{}", mon_name(i)));
+        self.start_daemon("ceph-mon", &format!("mon.{}", mon_name(i)));
     }
 
     pub(crate) fn kill_mon(&self, i: u32) {
@@ -185,7 +208,7 @@ impl Ceph {
     }
 
     pub(crate) fn start_osd(&self, i: u32) {
-        self.spawn("ceph-osd", &format!("osd.{i}"));
+        self.start_daemon("ceph-osd", &format!("osd.{i}"));
     }
 
     /// Kills an OSD as a power cut would. With memstore its objects are gone.
@@ -297,6 +320,7 @@ mon max pg per osd = 1000
 [client]
 admin socket =
 log file =
+rbd cache = false
 [mon]
 mon data = {dir}/mon/$id
 mon data avail crit = 0
@@ -330,11 +354,15 @@ osd heartbeat grace = 5
         )
     }
 
-    fn spawn(&self, program: &str, name: &str) {
+    fn start_daemon(&self, program: &str, name: &str) {
         let id = name.split_once('.').unwrap().1;
+        self.spawn(program, name, &["-f", "-i", id, "-c", self.conf().to_str().unwrap()]);
+    }
+
+    fn spawn(&self, program: &str, name: &str, args: &[&str]) {
         let log = File::create(self.dir.join("log").join(format!("{name}.out"))).unwrap();
         let child = Command::new(program)
-            .args(["-f", "-i", id, "-c", self.conf().to_str().unwrap()])
+            .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

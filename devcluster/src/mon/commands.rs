@@ -267,12 +267,14 @@ fn df(monitor: &mut Monitor, _: Now, arguments: &Value, shared: &mut Shared<'_>)
 fn pool_json(monitor: &Monitor, id: PoolId) -> Value {
     let map = monitor.map.map();
     let Some(pool) = map.pool(id) else { return Value::Null };
+    let applications: serde_json::Map<_, _> =
+        pool.applications.keys().map(|app| (app.clone(), json!({}))).collect();
     json!({
         "pool": id.0, "pool_id": id.0, "pool_name": map.pool_name(id), "type": 1,
         "size": pool.size, "min_size": pool.min_size, "crush_rule": pool.crush_rule,
         "pg_num": pool.pg_num, "pg_placement_num": pool.pgp_num, "flags": pool.flags,
         "snap_seq": pool.snap_seq.0, "last_change": pool.last_change.0.to_string(),
-        "application_metadata": pool.applications.keys().map(|app| (app.clone(), json!({}))).collect::<serde_json::Map<_, _>>(),
+        "application_metadata": applications,
     })
 }
 

@@ -1,8 +1,8 @@
 //! One request at work on one object.
 //!
-//! As in a real OSD, all changes are collected and made at the end: what an operation reads is the object as it was before
-//! the request, while whether it exists and how large it is are known as of the operations before (`OpContext` in Ceph's
-//! `PrimaryLogPG`). A request that fails is dropped, and nothing has to be undone.
+//! As in a real OSD, all changes are collected and made at the end: what an operation reads is the object as it was
+//! before the request, while whether it exists and how large it is are known as of the operations before (`OpContext`
+//! in Ceph's `PrimaryLogPG`). A request that fails is dropped, and nothing has to be undone.
 
 use std::ops::Bound;
 

@@ -2,8 +2,8 @@
 //! somebody takes from [`Store::take_journal`] and gives back to [`Store::replay`].
 //!
 //! All OSDs of a devcluster share one store: each object is where its placement group's primary is, whoever that is
-//! after the next map. So a stopped OSD loses nothing and recovery takes no time; everything a client sees of a failover
-//! (resent requests, requests to the wrong OSD, watches that have to reconnect) stays as it is with copies.
+//! after the next map. So a stopped OSD loses nothing and recovery takes no time; everything a client sees of a
+//! failover (resent requests, requests to the wrong OSD, watches that have to reconnect) stays as it is with copies.
 
 pub mod extents;
 pub mod intervals;

@@ -1,3 +1,5 @@
+//! What the store must do, on its own.
+
 use std::collections::BTreeMap;
 
 use proto::types::{EVersion, EntityAddr, EntityName, EntityType, Epoch, UTime};

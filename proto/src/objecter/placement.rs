@@ -14,8 +14,8 @@ pub(super) struct Location {
     pub(super) hash: u32,
     /// Who serves it; `None` while nobody does.
     pub(super) primary: Option<OsdId>,
-    /// A fingerprint of everything whose change begins a new interval of the PG (`PastIntervals::is_new_interval`), and of
-    /// the epochs from which on the pool's operations must be sent again.
+    /// A fingerprint of everything whose change begins a new interval of the PG (`PastIntervals::is_new_interval`), and
+    /// of the epochs from which on the pool's operations must be sent again.
     interval: u64,
 }
 

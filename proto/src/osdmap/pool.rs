@@ -475,8 +475,8 @@ pub mod hash_kind {
 
 const NO_POOL: PoolId = PoolId(-1);
 
-/// `ceph_stable_mod`: `x` modulo `n`, so that growing `n` moves few: the next power of two's bits, or one bit less where
-/// that is `n` or above.
+/// `ceph_stable_mod`: `x` modulo `n`, so that growing `n` moves few: the next power of two's bits, or one bit less
+/// where that is `n` or above.
 #[inline]
 fn stable_mod(x: u32, n: u32) -> u32 {
     let mask = u32::MAX.checked_shr(n.wrapping_sub(1).leading_zeros()).unwrap_or(0);

@@ -1,5 +1,5 @@
-//! What RBD images are kept with (Ceph's `src/cls/rbd`): headers, ids, the directory, object maps, all as keys of objects
-//! whose layout only these methods know.
+//! What RBD images are kept with (Ceph's `src/cls/rbd`): headers, ids, the directory, object maps, all as keys of
+//! objects whose layout only these methods know.
 
 mod clones;
 mod directory;
