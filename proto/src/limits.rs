@@ -38,3 +38,7 @@ pub const PGS_PER_POOL: u32 = 1 << 20;
 /// The work of one CRUSH mapping, in hashes. The hardest real ones (a result that cannot be filled, in multi-step-retry
 /// rules) take some million; only a malformed map takes more, and this is a tenth of a second.
 pub const CRUSH_WORK: u64 = 1 << 24;
+
+/// Operations in flight of one client. Users bound theirs far below that (NBD connections by requests and bytes); more
+/// would only queue in front of the OSDs. A power of two: a tid names the operation's slot in that many bits.
+pub const OPS_IN_FLIGHT: usize = 1 << 20;

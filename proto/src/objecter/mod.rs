@@ -11,14 +11,21 @@
 //!              ▼
 //!            queued at an OSD ──session open, no backoff──► sent ──reply──► complete
 //!              ▲                                             │
-//!              └──── session lost, new interval, unblocked ──┘
+//!              └──── session lost, new interval, unblocked, ─┘
+//!                    space again after the pool was full
 //! ```
+//!
+//! From every place it can end without an answer: it was cancelled, took too long, its pool is gone, or this client was
+//! blocklisted, after which nothing is let in any more.
 //!
 //! Inputs are `handle_*`, outputs `poll_*`. The objecter knows no connection: it says "send this to OSD 7", and is told
 //! when there is a session with OSD 7 and when it is gone. Operations on one object are sent in the order in which they
 //! were submitted, and sent again in that order; the request id never changes, so an OSD applies each at most once.
 
+mod maps;
 mod placement;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -26,19 +33,20 @@ use std::time::Duration;
 use slab::Slab;
 use thiserror::Error;
 
+pub use self::maps::MapError;
 use self::placement::{Location, Placement};
-use crate::denc::DecodeError;
+use crate::limits;
 use crate::msg::backoff::{Backoff, BackoffOp};
 use crate::msg::object::{HObject, SpgId};
-use crate::msg::osd_map::OsdMaps;
 use crate::msg::osd_op::{Operation, Redirect, Reply, ReqId, Request, Routing, flag};
-use crate::osdmap::{ApplyError, Incremental, OsdMap};
+use crate::osdmap::OsdMap;
 use crate::types::{
-    EntityAddr, EntityAddrs, EntityName, EntityType, Epoch, Instant, OsdId, PgId, PoolId, Tid,
+    EntityAddr, EntityAddrs, EntityName, EntityType, Epoch, Instant, OsdId, PgId, PoolId, SnapId,
+    Tid,
 };
 
 /// Bits of a tid that hold the operation's slot in the table; the others count submissions, so that tids ascend.
-const SLOT_BITS: u32 = 20;
+const SLOT_BITS: u32 = limits::OPS_IN_FLIGHT.trailing_zeros();
 
 /// `-EAGAIN`: a replica that may not answer yet.
 const EAGAIN: i32 = -11;
@@ -56,6 +64,9 @@ pub enum OpError {
     /// This client was fenced off by the cluster: nothing it sends is applied.
     #[error("this client is blocklisted")]
     Blocklisted,
+    /// [`limits::OPS_IN_FLIGHT`] operations are in the table.
+    #[error("too many operations are in flight")]
+    TooMany,
 }
 
 /// What became of an operation.
@@ -90,22 +101,6 @@ pub enum Action {
     },
     /// Ask the monitors for the newest epoch, and call [`Objecter::handle_newest_epoch`].
     WantNewestEpoch,
-}
-
-/// Why a message of OSD maps could not be used.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum MapError {
-    /// A map that cannot be decoded.
-    #[error("OSD map {epoch}: {source}")]
-    Decode {
-        /// The map's epoch.
-        epoch: Epoch,
-        /// Why.
-        source: DecodeError,
-    },
-    /// A change that does not fit the map it is for.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +167,11 @@ pub struct Objecter<T> {
     asked_newest: bool,
     map_wanted: bool,
     timeout: Option<Duration>,
+    /// No operation times out earlier.
+    deadline: Option<Instant>,
     our_addrs: EntityAddrs,
+    /// The cluster has blocklisted us.
+    fenced: bool,
 }
 
 impl<T> Objecter<T> {
@@ -193,7 +192,9 @@ impl<T> Objecter<T> {
             asked_newest: false,
             map_wanted: true,
             timeout,
+            deadline: None,
             our_addrs: EntityAddrs::default(),
+            fenced: false,
         }
     }
 
@@ -202,6 +203,7 @@ impl<T> Objecter<T> {
     pub fn set_identity(&mut self, global_id: u64, addr: EntityAddr) {
         self.client.num = global_id as i64;
         self.our_addrs = EntityAddrs(vec![addr]);
+        self.check_fenced();
     }
 
     /// The map in use.
@@ -217,6 +219,18 @@ impl<T> Objecter<T> {
     /// Puts an operation into the table. Its result comes out of [`Self::poll_completed`] with `user`.
     pub fn submit(&mut self, now: Instant, operation: Operation, user: T) -> Tid {
         self.submitted += 1;
+        let refused = match self.ops.vacant_key() < limits::OPS_IN_FLIGHT {
+            _ if self.fenced => Some(OpError::Blocklisted),
+            true => None,
+            false => Some(OpError::TooMany),
+        };
+        if let Some(error) = refused {
+            self.completed.push_back((user, Err(error)));
+            return Tid(self.submitted << SLOT_BITS);
+        }
+        if let Some(timeout) = self.timeout {
+            self.deadline.get_or_insert(now + timeout);
+        }
         let entry = self.ops.vacant_entry();
         let tid = Tid(self.submitted << SLOT_BITS | entry.key() as u64);
         let routing = Routing {
@@ -245,7 +259,7 @@ impl<T> Objecter<T> {
     pub fn poll_send(&mut self) -> Option<(OsdId, Request<'_>)> {
         loop {
             let tid = self.to_send.pop_front()?;
-            let epoch = self.map().map_or(Epoch(0), |map| map.epoch);
+            let epoch = self.epoch();
             // Cancelled, or sent elsewhere meanwhile.
             let Some(op) = self.ops.get_mut(slot(tid)) else { continue };
             if op.routing.tid != tid || op.place != Place::Queued {
@@ -342,6 +356,7 @@ impl<T> Objecter<T> {
         match backoff.op {
             BackoffOp::Block => {
                 let message = Backoff { op: BackoffOp::AckBlock, ..backoff.clone() };
+                session.backoffs.retain(|b| b.id != backoff.id || b.pgid != backoff.pgid);
                 session.backoffs.push(backoff);
                 self.actions.push_back(Action::AckBackoff { osd, message });
             }
@@ -357,37 +372,6 @@ impl<T> Objecter<T> {
         }
     }
 
-    /// New maps from a monitor or an OSD. Every epoch is looked at: an OSD drops what it was doing for us whenever the
-    /// set of OSDs that serve a PG changes, even if it changes back. Says whether anything was new.
-    ///
-    /// # Errors
-    /// A map that is of no use. The one in use is still good; a full one has to be asked for.
-    pub fn handle_maps(&mut self, maps: &OsdMaps) -> Result<bool, MapError> {
-        self.map_wanted = false;
-        let before = self.map().map_or(Epoch(0), |map| map.epoch);
-        self.apply(maps)?;
-        let epoch = self.map().map_or(Epoch(0), |map| map.epoch);
-        self.newest = self.newest.max(maps.newest).max(epoch);
-        if epoch < maps.newest {
-            self.want_map();
-        }
-        if !self.ops.is_empty() && self.ops.iter().any(|(_, op)| op.place == Place::Held) {
-            self.want_map();
-        }
-        Ok(epoch > before)
-    }
-
-    /// The monitors' newest epoch, as asked for with [`Action::WantNewestEpoch`]: operations on pools that are not in
-    /// that map either end.
-    pub fn handle_newest_epoch(&mut self, newest: Epoch) {
-        self.asked_newest = false;
-        self.newest = self.newest.max(newest);
-        self.end_without_pool();
-        if self.map().is_none_or(|map| map.epoch < newest) {
-            self.want_map();
-        }
-    }
-
     /// Gives an operation up. What becomes of it is unknown: it may still be applied. Returns its user's data if it was
     /// in the table.
     pub fn cancel(&mut self, tid: Tid) -> Option<T> {
@@ -397,14 +381,17 @@ impl<T> Objecter<T> {
 
     /// When [`Self::handle_timeout`] is to be called, if ever.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let timeout = self.timeout?;
-        self.ops.iter().map(|(_, op)| op.submitted + timeout).min()
+        self.deadline
     }
 
     /// Ends operations that took too long.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some(timeout) = self.timeout else { return };
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
         self.end(|op| (now.since(op.submitted) >= timeout).then_some(OpError::TimedOut(timeout)));
+        self.deadline = self.ops.iter().map(|(_, op)| op.submitted + timeout).min();
     }
 
     /// Operations that have waited longer than `age`, oldest first.
@@ -527,116 +514,16 @@ impl<T> Objecter<T> {
         self.route(tid);
     }
 
-    fn want_map(&mut self) {
-        if self.map_wanted {
-            return;
-        }
-        self.map_wanted = true;
-        let start = self.map().map_or(Epoch(0), |map| Epoch(map.epoch.0 + 1));
-        self.actions.push_back(Action::WantMap { start });
-    }
-
-    /// Applies what can be applied, one epoch at a time.
-    fn apply(&mut self, maps: &OsdMaps) -> Result<(), MapError> {
-        loop {
-            let current = self.map().map(|map| map.epoch);
-            let next = current.map_or(Epoch(0), |epoch| Epoch(epoch.0 + 1));
-            let decode = |epoch, source| MapError::Decode { epoch, source };
-            if let Some(placement) = &mut self.placement
-                && let Some(incremental) = maps.incremental.get(&next)
-            {
-                let incremental =
-                    Incremental::decode(incremental).map_err(|error| decode(next, error))?;
-                placement.apply(&incremental)?;
-                self.rescan(false);
-                continue;
-            }
-            // A full map: the next one, or, where there is a gap, the oldest that is newer than ours.
-            let newer = match current {
-                Some(_) => maps.full.range(next..).next(),
-                None => maps.full.iter().next_back(),
-            };
-            let Some((&epoch, bytes)) = newer else { return Ok(()) };
-            let map = OsdMap::decode(bytes).map_err(|error| decode(epoch, error))?;
-            let skipped = current.is_some() && epoch != next;
-            self.placement = Some(Placement::new(map));
-            self.rescan(skipped);
-        }
-    }
-
-    /// After a change of the map: finds every operation's place again. Where epochs were skipped, the set of OSDs may
-    /// have changed and changed back, so everything is sent again.
-    fn rescan(&mut self, skipped: bool) {
-        if self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs)) {
-            return self.end(|_| Some(OpError::Blocklisted));
-        }
-        self.close_dead_sessions();
-        let mut order: Vec<_> = self.ops.iter().map(|(_, op)| op.routing.tid).collect();
-        order.sort_unstable();
-        for tid in order {
-            let Some(placement) = &self.placement else { return };
-            let Some(op) = self.ops.get(slot(tid)) else { continue };
-            let stays = !skipped
-                && op.place != Place::Held
-                && placement.locate(&op.operation).is_some_and(|new| new == op.location)
-                && (op.place == Place::Sent
-                    || !placement.paused(op.routing.flags, op.operation.locator.pool));
-            if !stays {
-                self.route(tid);
-            }
-        }
-        self.end_without_pool();
-    }
-
-    fn close_dead_sessions(&mut self) {
-        let Some(placement) = &self.placement else { return };
-        let dead: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(osd, session)| placement.addr(**osd) != Some(session.addr))
-            .map(|(osd, _)| *osd)
-            .collect();
-        for osd in dead {
-            self.sessions.remove(&osd);
-            self.actions.push_back(Action::Close { osd });
-            // Its operations must not be taken for sent: even if the OSD came back under a new address, it is a new
-            // instance that has not seen them.
-            for (_, op) in &mut self.ops {
-                if op.location.primary == Some(osd) {
-                    op.place = Place::Held;
-                }
-            }
-        }
-    }
-
-    /// Ends operations on pools that the newest map does not have.
-    fn end_without_pool(&mut self) {
-        let Some(placement) = &self.placement else { return };
-        if self.asked_newest || placement.map().epoch < self.newest {
-            return;
-        }
-        let gone: BTreeSet<_> = self
-            .ops
-            .iter()
-            .map(|(_, op)| op.operation.locator.pool)
-            .filter(|pool| placement.map().pool(*pool).is_none())
-            .collect();
-        if !gone.is_empty() {
-            self.end(|op| {
-                let pool = op.operation.locator.pool;
-                gone.contains(&pool).then_some(OpError::NoPool(pool))
-            });
-        }
-    }
-
+    /// Ends operations without an answer, oldest first.
     fn end(&mut self, why: impl Fn(&InFlight<T>) -> Option<OpError>) {
-        let ended: Vec<_> = self
+        let mut ended: Vec<_> = self
             .ops
             .iter()
-            .filter_map(|(slot, op)| why(op).map(|error| (op.routing.tid, slot, error)))
+            .filter_map(|(_, op)| why(op).map(|error| (op.routing.tid, error)))
             .collect();
-        for (_, slot, error) in ended {
-            let op = self.ops.remove(slot);
+        ended.sort_unstable_by_key(|(tid, _)| *tid);
+        for (tid, error) in ended {
+            let op = self.ops.remove(slot(tid));
             self.completed.push_back((op.user, Err(error)));
         }
     }
@@ -647,12 +534,13 @@ fn slot(tid: Tid) -> usize {
     (tid.0 & ((1 << SLOT_BITS) - 1)) as usize
 }
 
-/// The object in the order in which backoffs name ranges.
+/// The object in the order in which backoffs name ranges: always its head, also for a read of a snapshot
+/// (`op_target_t::get_hobj`).
 fn object_of<T>(op: &InFlight<T>) -> HObject {
     HObject {
         name: op.operation.object.clone(),
         key: op.operation.locator.key.clone(),
-        snap: op.operation.snap,
+        snap: SnapId::HEAD,
         hash: op.location.hash,
         max: false,
         namespace: op.operation.locator.namespace.clone(),

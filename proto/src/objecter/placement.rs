@@ -1,5 +1,7 @@
 //! Where operations belong, by the current map.
 
+use std::collections::BTreeSet;
+
 use crate::msg::object::SpgId;
 use crate::msg::osd_op::{Operation, flag};
 use crate::osdmap::{ApplyError, Incremental, OsdMap, PgMapping, Pool, map_flag, pool_flag};
@@ -75,12 +77,27 @@ impl Placement {
     /// Whether operations with these flags wait (`Objecter::target_should_be_paused`).
     pub(super) fn paused(&self, flags: u32, pool: PoolId) -> bool {
         let reads_paused = self.0.has_flag(map_flag::PAUSERD);
-        let full = self.0.has_flag(map_flag::FULL)
-            || self.0.pool(pool).is_some_and(|pool| pool.has(pool_flag::FULL));
-        let ignores_full = flags & (flag::FULL_TRY | flag::FULL_FORCE) != 0;
-        let writes_paused = self.0.has_flag(map_flag::PAUSEWR) || (full && !ignores_full);
-        (flags & flag::READ != 0 && reads_paused) || (flags & flag::WRITE != 0 && writes_paused)
+        let writes_paused = self.0.has_flag(map_flag::PAUSEWR);
+        (flags & flag::READ != 0 && reads_paused)
+            || (flags & flag::WRITE != 0 && writes_paused)
+            || (respects_full(flags) && self.is_full(pool))
     }
+
+    /// Whether a pool has no space left, or no quota.
+    pub(super) fn is_full(&self, pool: PoolId) -> bool {
+        self.0.has_flag(map_flag::FULL)
+            || self.0.pool(pool).is_some_and(|pool| pool.has(pool_flag::FULL))
+    }
+
+    /// All pools of which that is true.
+    pub(super) fn full_pools(&self) -> BTreeSet<PoolId> {
+        self.0.pools.keys().copied().filter(|pool| self.is_full(*pool)).collect()
+    }
+}
+
+/// Whether operations with these flags wait for space.
+pub(super) fn respects_full(flags: u32) -> bool {
+    flags & (flag::WRITE | flag::RWORDERED) != 0 && flags & (flag::FULL_TRY | flag::FULL_FORCE) == 0
 }
 
 fn interval(pool: &Pool, mapping: &PgMapping) -> u64 {

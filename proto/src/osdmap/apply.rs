@@ -59,7 +59,11 @@ impl OsdMap {
             return Err(ApplyError::Gap { from: self.epoch, to: inc.epoch });
         }
         if !inc.full_map.is_empty() {
-            *self = Self::decode(&inc.full_map)?;
+            let map = Self::decode(&inc.full_map)?;
+            if map.epoch != inc.epoch {
+                return Err(ApplyError::Gap { from: self.epoch, to: map.epoch });
+            }
+            *self = map;
             return Ok(());
         }
         let max_osd = match inc.max_osd {

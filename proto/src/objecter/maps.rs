@@ -1,0 +1,195 @@
+//! What new OSD maps mean for the operations in the table (`Objecter::handle_osd_map`, `_scan_requests`).
+
+use std::collections::BTreeSet;
+
+use thiserror::Error;
+
+use super::placement::{Placement, respects_full};
+use super::{Action, Objecter, OpError, Place, slot};
+use crate::denc::DecodeError;
+use crate::msg::osd_map::OsdMaps;
+use crate::osdmap::{ApplyError, Incremental, OsdMap};
+use crate::types::{Epoch, Fsid, OsdId, PoolId};
+
+/// Why a message of OSD maps could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// A map that cannot be decoded.
+    #[error("OSD map {epoch}: {source}")]
+    Decode {
+        /// The map's epoch.
+        epoch: Epoch,
+        /// Why.
+        source: DecodeError,
+    },
+    /// A change that does not fit the map it is for.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A map that is not the one it was said to be.
+    #[error("OSD map {said} turned out to be OSD map {is} of cluster {fsid}")]
+    Mistaken {
+        /// The epoch that was announced.
+        said: Epoch,
+        /// The epoch in the map.
+        is: Epoch,
+        /// The cluster in the map.
+        fsid: Fsid,
+    },
+}
+
+impl<T> Objecter<T> {
+    /// New maps from a monitor or an OSD. Every epoch is looked at: an OSD drops what it was doing for us whenever the
+    /// set of OSDs that serve a PG changes, even if it changes back. Says whether anything was new.
+    ///
+    /// # Errors
+    /// A map that is of no use. The one in use is still good; a full one has to be asked for.
+    pub fn handle_maps(&mut self, maps: &OsdMaps) -> Result<bool, MapError> {
+        self.map_wanted = false;
+        let before = self.epoch();
+        self.apply(maps)?;
+        let epoch = self.epoch();
+        self.newest = self.newest.max(maps.newest).max(epoch);
+        let held = self.ops.iter().any(|(_, op)| op.place == Place::Held);
+        if epoch < maps.newest || held {
+            self.want_map();
+        }
+        Ok(epoch > before)
+    }
+
+    /// The monitors' newest epoch, as asked for with [`Action::WantNewestEpoch`]: operations on pools that are not in
+    /// that map either end.
+    pub fn handle_newest_epoch(&mut self, newest: Epoch) {
+        self.asked_newest = false;
+        self.newest = self.newest.max(newest);
+        self.end_without_pool();
+        if self.epoch() < newest {
+            self.want_map();
+        }
+    }
+
+    /// The epoch of the map in use; 0 if there is none.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.map().map_or(Epoch(0), |map| map.epoch)
+    }
+
+    pub(super) fn want_map(&mut self) {
+        if self.map_wanted {
+            return;
+        }
+        self.map_wanted = true;
+        let start = self.map().map_or(Epoch(0), |map| Epoch(map.epoch.0.saturating_add(1)));
+        self.actions.push_back(Action::WantMap { start });
+    }
+
+    /// Applies what can be applied, one epoch at a time.
+    fn apply(&mut self, maps: &OsdMaps) -> Result<(), MapError> {
+        let decode = |epoch, source| MapError::Decode { epoch, source };
+        // Each turn makes the epoch larger, whatever the maps say.
+        while let Some(next) = self.epoch().0.checked_add(1).map(Epoch) {
+            if let Some(placement) = &mut self.placement
+                && let Some(incremental) = maps.incremental.get(&next)
+            {
+                let incremental =
+                    Incremental::decode(incremental).map_err(|error| decode(next, error))?;
+                let full = placement.full_pools();
+                placement.apply(&incremental)?;
+                self.rescan(false, &full);
+                continue;
+            }
+            // A full map: the next one, or, where there is a gap, the oldest that is newer than ours.
+            let ours = self.map();
+            let newer = match ours {
+                Some(_) => maps.full.range(next..).next(),
+                None => maps.full.iter().next_back(),
+            };
+            let Some((&epoch, bytes)) = newer else { return Ok(()) };
+            let map = OsdMap::decode(bytes).map_err(|error| decode(epoch, error))?;
+            if map.epoch != epoch || ours.is_some_and(|ours| ours.fsid != map.fsid) {
+                return Err(MapError::Mistaken { said: epoch, is: map.epoch, fsid: map.fsid });
+            }
+            let skipped = ours.is_some() && epoch != next;
+            let full = self.placement.as_ref().map(Placement::full_pools).unwrap_or_default();
+            self.placement = Some(Placement::new(map));
+            self.rescan(skipped, &full);
+        }
+        Ok(())
+    }
+
+    /// After a change of the map: finds every operation's place again. Where epochs were skipped, the set of OSDs may
+    /// have changed and changed back, so everything is sent again. `was_full` are the pools that were full before.
+    fn rescan(&mut self, skipped: bool, was_full: &BTreeSet<PoolId>) {
+        self.check_fenced();
+        self.close_dead_sessions();
+        let mut order: Vec<_> = self.ops.iter().map(|(_, op)| op.routing.tid).collect();
+        order.sort_unstable();
+        for tid in order {
+            let Some(placement) = &self.placement else { return };
+            let Some(op) = self.ops.get(slot(tid)) else { continue };
+            let pool = op.operation.locator.pool;
+            // An OSD drops writes that were sent before it learnt that the pool was full, without a word.
+            let dropped = was_full.contains(&pool) && respects_full(op.routing.flags);
+            let stays = !skipped
+                && op.place != Place::Held
+                && placement.locate(&op.operation).is_some_and(|new| new == op.location)
+                && match op.place {
+                    Place::Sent => !dropped || placement.is_full(pool),
+                    _ => !placement.paused(op.routing.flags, pool),
+                };
+            if !stays {
+                self.route(tid);
+            }
+        }
+        self.end_without_pool();
+    }
+
+    /// Once fenced, always fenced: even if the blocklist forgets this client, whoever took over must not find writes of
+    /// an earlier time among theirs.
+    pub(super) fn check_fenced(&mut self) {
+        self.fenced |= self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs));
+        if self.fenced {
+            self.end(|_| Some(OpError::Blocklisted));
+        }
+    }
+
+    fn close_dead_sessions(&mut self) {
+        let Some(placement) = &self.placement else { return };
+        let dead: Vec<OsdId> = self
+            .sessions
+            .iter()
+            .filter(|(osd, session)| placement.addr(**osd) != Some(session.addr))
+            .map(|(osd, _)| *osd)
+            .collect();
+        for osd in dead {
+            self.sessions.remove(&osd);
+            self.actions.push_back(Action::Close { osd });
+            // Its operations must not be taken for sent: even if the OSD came back under a new address, it is a new
+            // instance that has not seen them.
+            for (_, op) in &mut self.ops {
+                if op.location.primary == Some(osd) {
+                    op.place = Place::Held;
+                }
+            }
+        }
+    }
+
+    /// Ends operations on pools that the newest map does not have.
+    fn end_without_pool(&mut self) {
+        let Some(placement) = &self.placement else { return };
+        if self.asked_newest || placement.map().epoch < self.newest {
+            return;
+        }
+        let gone: BTreeSet<_> = self
+            .ops
+            .iter()
+            .map(|(_, op)| op.operation.locator.pool)
+            .filter(|pool| placement.map().pool(*pool).is_none())
+            .collect();
+        if !gone.is_empty() {
+            self.end(|op| {
+                let pool = op.operation.locator.pool;
+                gone.contains(&pool).then_some(OpError::NoPool(pool))
+            });
+        }
+    }
+}
