@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use proto::msg::object::{HObject, Locator, SnapContext};
-use proto::msg::op::{ListedObject, ObjectList, Op, OsdOp};
+use proto::msg::op::{ObjectList, OsdOp};
 use proto::msg::osd_op::{OpReply, Operation, Reply, flag};
 use proto::msg::watch::{NotifyInput, Watcher, decode_watchers};
 use proto::rbd::cls::Method;
 use proto::types::{Epoch, PoolId};
+
+pub use proto::msg::op::{ListedObject, Op};
 
 use crate::cluster::Cluster;
 use crate::error::{Context as _, Error, Kind, Result};

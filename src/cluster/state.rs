@@ -443,8 +443,8 @@ impl State {
     }
 
     /// A connection has ended.
-    pub(super) fn handle_lost(&mut self, now: Instant, link: LinkId, why: Lost) {
-        let Some(link) = self.links.try_remove(link) else { return };
+    pub(super) fn handle_lost(&mut self, now: Instant, id: LinkId, why: Lost) {
+        let Some(link) = self.links.try_remove(id) else { return };
         let addr = link.addr;
         match link.peer {
             Peer::Mon(conn) => {
@@ -459,10 +459,12 @@ impl State {
                     },
                 );
             }
-            // Closed on purpose: the map said that the OSD is gone, or everything ends.
-            Peer::Osd(_) if matches!(why, Lost::Unwanted) => {}
             Peer::Osd(osd) => {
-                let state = self.osds.entry(osd).or_default();
+                // Closed on purpose, because the map said that the OSD is gone, or everything ends: there may be another
+                // connection by now.
+                let Some(state) = self.osds.get_mut(&osd).filter(|osd| osd.link == Some(id)) else {
+                    return;
+                };
                 state.link = None;
                 state.failures += 1;
                 match &why {

@@ -5,4 +5,5 @@
 mod support;
 
 mod cluster;
+mod ops;
 mod verbs;
