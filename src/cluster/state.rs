@@ -460,8 +460,8 @@ impl State {
                 );
             }
             Peer::Osd(osd) => {
-                // Closed on purpose, because the map said that the OSD is gone, or everything ends: there may be another
-                // connection by now.
+                // Closed on purpose, because the map said that the OSD is gone, or everything ends: there may be
+                // another connection by now.
                 let Some(state) = self.osds.get_mut(&osd).filter(|osd| osd.link == Some(id)) else {
                     return;
                 };
