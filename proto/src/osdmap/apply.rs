@@ -2,9 +2,10 @@
 
 use thiserror::Error;
 
+use super::codec;
 use super::full::osd_count;
+use super::table::PgTable;
 use super::{Contents, Incremental, OsdMap, Release, WEIGHT_ONE, map_flag, osd_state};
-use crate::crush::CrushMap;
 use crate::denc::DecodeError;
 use crate::types::{Epoch, Fsid, OsdId, UTime};
 
@@ -73,7 +74,7 @@ impl OsdMap {
         check_osds(inc, max_osd)?;
         let crush = match inc.crush.is_empty() {
             true => None,
-            false => Some(CrushMap::from_bytes(&inc.crush)?),
+            false => Some(codec::read_crush(&inc.crush)?),
         };
 
         self.forget_touched(inc, max_osd);
@@ -172,9 +173,11 @@ impl Contents {
         }
         for (id, new) in &inc.pools {
             let mut new = new.clone();
-            if let Some(old) = self.pools.get_mut(id) {
-                new.table = std::mem::take(&mut old.table);
-            }
+            // What the incremental's own copy may have worked out is of another map.
+            new.table = match self.pools.get_mut(id) {
+                Some(old) => std::mem::take(&mut old.table),
+                None => PgTable::default(),
+            };
             new.last_change = inc.epoch;
             self.pools.insert(*id, new);
         }

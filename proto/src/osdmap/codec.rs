@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::UpmapItem;
+use crate::crush::{CrushMap, MsrTunables};
 use crate::denc::{Decode, Encode, Put, Reader, Result};
 use crate::types::{EntityAddr, OsdId, SnapId};
 
@@ -110,6 +111,14 @@ impl Encode for SnapIntervals {
             w.put_u64_le(*len);
         }
     }
+}
+
+/// The CRUSH map of a full or incremental map. What Ceph 20 writes of the tunables of multi-step-retry rules differs
+/// between the two; where they are what they would be without, they are taken as not written.
+pub(super) fn read_crush(bytes: &[u8]) -> Result<CrushMap> {
+    let mut crush = CrushMap::from_bytes(bytes)?;
+    crush.tunables.msr = crush.tunables.msr.filter(|msr| *msr != MsrTunables::default());
+    Ok(crush)
 }
 
 /// Writes a counted map.

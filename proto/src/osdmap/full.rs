@@ -7,7 +7,6 @@ use super::codec::{self, SERVER_REEF, has};
 use super::osd::{Osd, OsdExtra, OsdInfo};
 use super::{Contents, OsdMap, Release, StretchMode, map_flag};
 use crate::crc::crc32c;
-use crate::crush::CrushMap;
 use crate::denc::{Decode, DecodeError, Put, Reader, Result};
 use crate::limits;
 use crate::types::{EntityAddrs, OsdId, PoolId};
@@ -130,7 +129,7 @@ fn decode_client(map: &mut Contents, version: u8, r: &mut Reader<'_>) -> Result<
         let given = std::mem::take(&mut map.osd_primary_affinity);
         map.osd_primary_affinity = by_osd(max_osd, given, super::WEIGHT_ONE)?;
     }
-    map.crush = CrushMap::from_bytes(r.blob()?)?;
+    map.crush = codec::read_crush(r.blob()?)?;
     map.erasure_code_profiles = codec::nested_text_map(r)?;
     map.pg_upmap = r.map(17 + 4, |r| Ok((r.get()?, codec::osds(r)?)))?;
     map.pg_upmap_items = r.map(17 + 4, |r| Ok((r.get()?, codec::items(r)?)))?;

@@ -15,6 +15,7 @@ mod incremental;
 mod osd;
 mod placement;
 mod pool;
+mod pool_codec;
 mod table;
 
 use std::collections::BTreeMap;

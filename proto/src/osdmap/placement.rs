@@ -231,3 +231,99 @@ fn primary_first(pool: &Pool) -> Vec<usize> {
     first.extend(last);
     first
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Incremental, PoolKind, osd_state, pool_flag};
+    use super::*;
+
+    const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
+
+    /// OSDs 0 to 10, all up, and a pool of 8 groups that CRUSH puts nowhere.
+    fn map(kind: PoolKind, size: u8) -> OsdMap {
+        let mut pool = Pool::new(kind);
+        (pool.size, pool.pg_num, pool.pgp_num) = (size, 8, 8);
+        let state = osd_state::EXISTS | osd_state::UP;
+        OsdMap(Contents {
+            osd_state: vec![state; 11],
+            osd_weight: vec![WEIGHT_ONE; 11],
+            pools: [(PG.pool, pool)].into(),
+            ..Contents::default()
+        })
+    }
+
+    fn osds(ids: &[i32]) -> Vec<OsdId> {
+        ids.iter().map(|id| OsdId(*id)).collect()
+    }
+
+    /// The example of `OSDMap::pgtemp_primaryfirst`: 4+2, where shards 1, 2 and 3 may not lead.
+    #[test]
+    fn fast_ec_lists_shards_that_may_lead_first() {
+        let mut map = map(PoolKind::Erasure, 6);
+        let pool = map.0.pools.get_mut(&PG.pool).unwrap();
+        pool.flags |= pool_flag::EC_OPTIMIZATIONS;
+        pool.nonprimary_shards = 0b1110;
+        map.0.pg_temp.insert(PG, osds(&[NO_OSD.0, 9, 10, 6, 7, 8]));
+        let placed = map.mapping(PG).unwrap();
+        assert_eq!(*placed.acting, osds(&[NO_OSD.0, 6, 7, 8, 9, 10]));
+        assert_eq!((placed.acting_primary, placed.primary_shard), (Some(OsdId(9)), 4));
+        // An OSD with two shards leads the one that may lead.
+        map.0.pools.get_mut(&PG.pool).unwrap().table.clear();
+        map.0.pg_temp.insert(PG, osds(&[NO_OSD.0, 9, 10, 9, 7, 8]));
+        let placed = map.mapping(PG).unwrap();
+        assert_eq!(*placed.acting, osds(&[NO_OSD.0, 9, 7, 8, 9, 10]));
+        assert_eq!((placed.acting_primary, placed.primary_shard), (Some(OsdId(9)), 4));
+    }
+
+    #[test]
+    fn a_stand_in_of_the_wrong_length_is_taken_as_it_is() {
+        let mut map = map(PoolKind::Erasure, 6);
+        map.0.pools.get_mut(&PG.pool).unwrap().flags |= pool_flag::EC_OPTIMIZATIONS;
+        map.0.pg_temp.insert(PG, osds(&[1, 2]));
+        let placed = map.mapping(PG).unwrap();
+        assert_eq!((&*placed.acting, placed.primary_shard), (osds(&[1, 2]).as_slice(), 0));
+    }
+
+    #[test]
+    fn a_change_of_one_group_leaves_the_others_in_the_table() {
+        let mut map = map(PoolKind::Replicated, 3);
+        map.0.pg_temp.insert(PG, osds(&[1, 2, 3]));
+        let other = PgId { seed: 5, ..PG };
+        map.0.pg_temp.insert(other, osds(&[4, 5, 6]));
+        let address = |map: &OsdMap, pg| std::ptr::from_ref(map.mapping(pg).unwrap()).addr();
+        map.mapping(PG).unwrap();
+        let kept = address(&map, other);
+
+        let mut change = Incremental::after(&map);
+        change.pg_temp.insert(PG, osds(&[3, 2, 1]));
+        map.apply(&change).unwrap();
+        assert_eq!(map.mapping(PG).unwrap().acting_primary, Some(OsdId(3)));
+        assert_eq!(address(&map, other), kept);
+
+        // osd.2 goes down and comes up: only the group that it is in is worked out anew.
+        for (state, acting) in [(osd_state::UP, vec![3, 1]), (0, vec![3, 2, 1])] {
+            let mut change = Incremental::after(&map);
+            change.state.insert(OsdId(2), state);
+            map.apply(&change).unwrap();
+            assert_eq!(*map.mapping(PG).unwrap().acting, osds(&acting));
+            assert_eq!(address(&map, other), kept);
+        }
+    }
+
+    #[test]
+    fn a_pool_made_again_from_an_old_copy_has_no_old_placements() {
+        let mut map = map(PoolKind::Replicated, 3);
+        map.0.pg_temp.insert(PG, osds(&[1, 2, 3]));
+        map.mapping(PG).unwrap();
+        let copy = map.pool(PG.pool).unwrap().clone();
+        let mut change = Incremental::after(&map);
+        change.old_pools.insert(PG.pool);
+        change.pg_temp.insert(PG, Vec::new());
+        map.apply(&change).unwrap();
+        assert_eq!(map.mapping(PG), None);
+        let mut change = Incremental::after(&map);
+        change.pools.insert(PG.pool, copy);
+        map.apply(&change).unwrap();
+        assert_eq!(map.mapping(PG).unwrap().acting_primary, None);
+    }
+}
