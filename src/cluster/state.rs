@@ -171,7 +171,9 @@ impl State {
             self.slow_check = Some((now + SLOW_OP, SLOW_OP));
             self.supervise = true;
         }
+        let had_timeout = self.objecter.poll_timeout().is_some();
         self.objecter.submit(now, operation, waiter);
+        self.supervise |= !had_timeout && self.objecter.poll_timeout().is_some();
     }
 
     /// Runs a monitor command.
@@ -230,11 +232,15 @@ impl State {
     /// After any change: does what monitor client and table ask for, sends what can be sent, and hands results over.
     /// True if there is something for the supervisor to do.
     pub(super) fn settle(&mut self, now: Instant, to_wake: &mut Vec<Arc<Inbox>>) -> bool {
-        while let Some(action) = self.objecter.poll_action() {
+        while !self.closed
+            && let Some(action) = self.objecter.poll_action()
+        {
             self.supervise = true;
             self.act(now, action);
         }
-        while let Some(action) = self.mon.poll_action() {
+        while !self.closed
+            && let Some(action) = self.mon.poll_action()
+        {
             self.supervise = true;
             self.act_for_mon(now, action);
         }
@@ -434,6 +440,10 @@ impl State {
         let (peer, addr) = (link.peer, link.addr);
         loop {
             let Some(link) = self.links.get_mut(id) else { return Err(Lost::Unwanted) };
+            // Given up, perhaps for another one to the same peer: what it still brings is not to be taken for that's.
+            if let Some(end) = link.end.take() {
+                return Err(end);
+            }
             match link.connection.poll_event() {
                 None => return Ok(link.connection.wanted(input.len())),
                 Some(Event::Ready(session)) => self.handle_ready(now, peer, addr, &session),
@@ -445,6 +455,9 @@ impl State {
     /// A connection has ended.
     pub(super) fn handle_lost(&mut self, now: Instant, id: LinkId, why: Lost) {
         let Some(link) = self.links.try_remove(id) else { return };
+        if self.closed {
+            return;
+        }
         let addr = link.addr;
         match link.peer {
             Peer::Mon(conn) => {
@@ -460,8 +473,7 @@ impl State {
                 );
             }
             Peer::Osd(osd) => {
-                // Closed on purpose, because the map said that the OSD is gone, or everything ends: there may be
-                // another connection by now.
+                // Closed on purpose, because the map said that the OSD is gone: there may be another one by now.
                 let Some(state) = self.osds.get_mut(&osd).filter(|osd| osd.link == Some(id)) else {
                     return;
                 };

@@ -4,6 +4,9 @@
 //! and completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
 //! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -166,29 +169,27 @@ impl Queue {
             Io::Extents { offset, length } => self.extents(token, offset, length),
             Io::Write { offset, data } => {
                 let range = (offset, data.len() as u64);
-                self.change(token, range, |extent| {
+                self.change(token, range, Kind::Write, |extent| {
                     write_ops(&layout, extent, gather(&layout, extent, offset, &data))
                 });
             }
             Io::Discard { offset, length } => {
                 let deletable = self.image.objects_deletable();
                 let granularity = self.image.discard_granularity();
-                self.change(token, (offset, length), |extent| {
-                    let whole = extent.len == layout.object_size();
-                    match if whole { Some(*extent) } else { shrink(extent, granularity) } {
-                        Some(extent) => vec![zero_op(&layout, &extent, deletable).into()],
-                        None => Vec::new(),
-                    }
+                self.change(token, (offset, length), Kind::Zero, |extent| {
+                    let op = discard_op(&layout, extent, granularity, deletable);
+                    op.into_iter().map(OsdOp::from).collect()
                 });
             }
             Io::WriteZeroes { offset, length, may_free: true } => {
                 let deletable = self.image.objects_deletable();
-                self.change(token, (offset, length), |extent| {
+                self.change(token, (offset, length), Kind::Zero, |extent| {
                     vec![zero_op(&layout, extent, deletable).into()]
                 });
             }
             Io::WriteZeroes { offset, length, may_free: false } => {
-                self.change(token, (offset, length), |extent| fill_ops(&layout, extent));
+                let range = (offset, length);
+                self.change(token, range, Kind::Write, |extent| fill_ops(&layout, extent));
             }
         }
     }
@@ -246,6 +247,7 @@ impl Queue {
         &mut self,
         token: u64,
         (offset, length): (u64, u64),
+        kind: Kind,
         mut ops: impl FnMut(&layout::Extent) -> Vec<OsdOp>,
     ) {
         let slot = self.requests.vacant_key();
@@ -260,7 +262,7 @@ impl Queue {
         if count == 0 {
             return self.done.push(Completion { token, result: Ok(Outcome::Done) });
         }
-        self.requests.insert(InFlight::new(token, count, Kind::Change));
+        self.requests.insert(InFlight::new(token, count, kind));
     }
 
     fn extents(&mut self, token: u64, offset: u64, length: u64) {
@@ -373,6 +375,18 @@ fn zero_op(layout: &Layout, extent: &layout::Extent, deletable: bool) -> Op {
         (offset, true) => Op::Truncate { size: offset },
         (offset, false) => Op::Zero { offset, length: extent.len },
     }
+}
+
+/// Gives back what is worth it of an extent; nothing if that is nothing.
+fn discard_op(
+    layout: &Layout,
+    extent: &layout::Extent,
+    granularity: u64,
+    deletable: bool,
+) -> Option<Op> {
+    let whole = extent.len == layout.object_size();
+    let extent = if whole { *extent } else { shrink(extent, granularity)? };
+    Some(zero_op(layout, &extent, deletable))
 }
 
 /// Fills an extent with zeros that are stored.

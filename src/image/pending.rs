@@ -1,8 +1,8 @@
 //! Requests whose operations are in flight, and how the results of those become the request's.
 
 use bytes::Bytes;
-use proto::msg::op::decode_sparse_read;
-use proto::msg::osd_op::Reply;
+use proto::msg::op::{code, decode_sparse_read};
+use proto::msg::osd_op::{OpReply, Reply};
 use proto::rbd::layout::{self, Layout};
 
 use super::io::{Extent, Outcome, Segment};
@@ -28,7 +28,9 @@ pub(super) enum Kind {
     /// Content of several.
     ReadMany { layout: Layout, parts: Vec<(layout::Extent, Vec<Segment>)> },
     /// Nothing but success.
-    Change,
+    Write,
+    /// Likewise, and what is not there need not be zeroed.
+    Zero,
     /// Which bytes are there: of each extent, how large its object is.
     Extents { layout: Layout, parts: Vec<(layout::Extent, u64)> },
 }
@@ -64,9 +66,15 @@ impl InFlight {
         if reply.result < 0 && !missing {
             return Err(reply.result);
         }
-        let op = reply.ops.into_iter().next_back().unwrap_or_default();
+        let last = reply.ops.into_iter().next_back();
+        let op = || match last {
+            Some(op) if op.result >= 0 || missing => Ok(op),
+            Some(op) => Err(op.result),
+            None => Err(EIO),
+        };
         match &mut self.kind {
             Kind::ReadOne { extent, content } => {
+                let op = op()?;
                 *content = Some(match is_whole(&op, extent) {
                     true => Outcome::ReadWhole(op.data),
                     false => Outcome::Read(segments(op, missing, extent)?),
@@ -74,14 +82,16 @@ impl InFlight {
             }
             Kind::ReadMany { parts, .. } => {
                 let (extent, content) = parts.get_mut(part).ok_or(EIO)?;
-                *content = segments(op, missing, extent)?;
+                *content = segments(op()?, missing, extent)?;
             }
-            // What is to be zeroed and is not there is zero; writes create what is not there.
-            Kind::Change => {}
+            // A write creates what is not there: if it says that something is missing, it was not carried out.
+            Kind::Write if missing => return Err(ENOENT),
+            // What is to be zeroed and is not there is zero.
+            Kind::Write | Kind::Zero => {}
             Kind::Extents { .. } if missing => {}
             Kind::Extents { parts, .. } => {
                 let (_, size) = parts.get_mut(part).ok_or(EIO)?;
-                *size = proto::denc::decode(&op.data, "stat").map_err(|_| EIO)?;
+                *size = proto::denc::decode(&op()?.data, "stat").map_err(|_| EIO)?;
             }
         }
         Ok(())
@@ -103,20 +113,20 @@ impl InFlight {
         }
         Ok(match self.kind {
             Kind::ReadOne { content, .. } => content.unwrap_or(Outcome::Done),
-            Kind::Change => Outcome::Done,
+            Kind::Write | Kind::Zero => Outcome::Done,
             Kind::ReadMany { layout, parts } => Outcome::Read(in_image_order(&layout, parts)),
             Kind::Extents { layout, parts } => Outcome::Extents(allocation(&layout, &parts)),
         })
     }
 }
 
-fn is_whole(op: &proto::msg::osd_op::OpReply, extent: &layout::Extent) -> bool {
-    op.code == proto::msg::op::code::READ && op.data.len() as u64 == extent.len
+fn is_whole(op: &OpReply, extent: &layout::Extent) -> bool {
+    op.code == code::READ && op.data.len() as u64 == extent.len
 }
 
 /// The content of an object's extent: what is behind the object's end, or was never written, is a hole.
 fn segments(
-    op: proto::msg::osd_op::OpReply,
+    op: OpReply,
     missing: bool,
     extent: &layout::Extent,
 ) -> std::result::Result<Vec<Segment>, i32> {
@@ -130,7 +140,7 @@ fn segments(
     };
     if missing {
         // Nothing is there.
-    } else if op.code == proto::msg::op::code::SPARSE_READ {
+    } else if op.code == code::SPARSE_READ {
         let (stored, mut data) = decode_sparse_read(&op.data).map_err(|_| EIO)?;
         for (offset, length) in stored {
             let stored_end = offset.checked_add(length).ok_or(EIO)?;
@@ -141,12 +151,15 @@ fn segments(
             push(Segment::Data(data.split_to(length as usize)));
             at = stored_end;
         }
-    } else {
+    } else if op.code == code::READ {
         at += op.data.len() as u64;
         if at > end {
             return Err(EIO);
         }
         push(Segment::Data(op.data));
+    } else {
+        // Taken for an empty answer, it would read as zeros.
+        return Err(EIO);
     }
     push(Segment::Hole(end - at));
     Ok(segments)
