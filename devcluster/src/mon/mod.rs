@@ -2,6 +2,7 @@
 
 mod commands;
 pub mod map;
+mod stats;
 
 use std::collections::BTreeMap;
 
@@ -118,6 +119,16 @@ impl Monitor {
             }
             kind::POOL_OP => PoolOp::decode(message).map(|m| self.pool_op(now, conn, &m, shared)),
             kind::STATFS => Statfs::decode(message).map(|m| self.statfs(conn, m, shared)),
+            stats::GET_POOL_STATS => stats::decode(message).map(|(fsid, names)| {
+                let tid = message.header.tid;
+                let map = self.map.map();
+                let pools = names.into_iter().filter_map(|name| {
+                    let usage = shared.store.usage(map.pool_id(&name)?);
+                    Some((name, usage))
+                });
+                let pools = pools.collect();
+                shared.actions.send(conn, stats::PoolStats { tid, fsid, pools });
+            }),
             kind::AUTH => Auth::decode(message).map(|m| self.auth(conn, &m, shared)),
             // Logs, reports and the like: nobody reads them here.
             kind => {

@@ -120,16 +120,16 @@ pub(super) fn dir_rename_image(
 }
 
 /// `DIRECTORY_STATE_*`: whether images may be added.
-const READY: u32 = 0;
-const ADD_DISABLED: u32 = 1;
+const READY: u8 = 0;
+const ADD_DISABLED: u8 = 1;
 
 pub(super) fn dir_state_assert(
     context: &mut Context<'_>,
     input: &Bytes,
     _out: &mut BytesMut,
 ) -> OpResult {
-    let state = arguments(input, Reader::u32)?;
-    if get(context, "state", Reader::u32)? == state { Ok(()) } else { Err(ENOENT) }
+    let state = arguments(input, Reader::u8)?;
+    if get(context, "state", Reader::u8)? == state { Ok(()) } else { Err(ENOENT) }
 }
 
 pub(super) fn dir_state_set(
@@ -137,7 +137,7 @@ pub(super) fn dir_state_set(
     input: &Bytes,
     _out: &mut BytesMut,
 ) -> OpResult {
-    match arguments(input, Reader::u32)? {
+    match arguments(input, Reader::u8)? {
         READY => {}
         ADD_DISABLED => {
             context.check_exists()?;
@@ -147,8 +147,8 @@ pub(super) fn dir_state_set(
         }
         _ => return Err(EINVAL),
     }
-    let state = arguments(input, Reader::u32)?;
-    set(context, "state", |w| w.put_u32_le(state));
+    let state = arguments(input, Reader::u8)?;
+    set(context, "state", |w| w.put_u8(state));
     Ok(())
 }
 
