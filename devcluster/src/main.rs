@@ -71,16 +71,16 @@ async fn main() -> io::Result<()> {
     let pool = arguments.pools.first().cloned().unwrap_or_default();
     let cluster = DevCluster::start(options).await?;
     let conf = cluster.write_conf(&arguments.dir)?;
-    let mut out = io::stdout();
-    writeln!(
-        out,
+    let text = format!(
         "devcluster {} with its monitor at {}.\n\n  export CEPH_CONF={}\n  rados -p {pool} ls\n  \
-         rbd create --size 1G {pool}/disk\n\nCtrl-C ends it.",
+         rbd create --size 1G {pool}/disk\n\nCtrl-C ends it.\n",
         cluster.fsid(),
         cluster.monitor(),
         conf.display(),
-    )?;
-    out.flush()?;
+    );
+    // Whoever started it may have stopped listening: that is no reason to stop.
+    let mut out = io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     wait_for_signal().await?;
     cluster.stop().await;
     Ok(())

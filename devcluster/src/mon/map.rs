@@ -189,6 +189,9 @@ impl ClusterMap {
     pub fn osd_up(&self, osd: OsdId, addrs: EntityAddrs) -> Incremental {
         let mut change = self.change();
         change.cluster_up.insert(osd, addrs.clone());
+        // Ceph's clients look these up without checking that they are there (`OSDMap::apply_incremental`).
+        change.heartbeat_back_up.insert(osd, addrs.clone());
+        change.heartbeat_front_up.insert(osd, addrs.clone());
         change.up.insert(osd, addrs);
         change
     }

@@ -168,3 +168,6 @@ pub(crate) fn fold(hash: u32, pg_num: u32) -> u32 {
     let mask = pg_num.max(1).next_power_of_two() - 1;
     if hash & mask < pg_num { hash & mask } else { hash & (mask >> 1) }
 }
+
+#[cfg(test)]
+mod tests;
