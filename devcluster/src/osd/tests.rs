@@ -1,3 +1,5 @@
+//! One OSD and some clients, message by message.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! The store as a whole: commits, journal, snapshots.
+
 //! What the store must do, on its own.
 
 use std::collections::BTreeMap;
