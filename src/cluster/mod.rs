@@ -160,7 +160,8 @@ impl Cluster {
     /// Waits for what a monitor has to bring, but not for ever.
     async fn patiently<T>(&self, what: &str, waiter: oneshot::Receiver<T>) -> Result<T> {
         let limit = self.0.config.mount_timeout;
-        match tokio::time::timeout(limit, waiter).await {
+        // The monitor client gives up at the same moment, and can say more: it may speak first.
+        match tokio::time::timeout(limit + Duration::from_secs(1), waiter).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(_)) => Err(self.closed()),
             Err(_) => Err(Error::new(

@@ -5,5 +5,85 @@
 mod support;
 
 mod cluster;
+mod connect;
+mod data;
+mod faults;
+mod images;
 mod ops;
+mod space;
+mod tools;
 mod verbs;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use support::{Ceph, Options, Store, run};
+
+/// A cluster of one memstore OSD, shared by all tests that don't break it.
+fn one_osd() -> &'static Ceph {
+    static CLUSTER: OnceLock<Ceph> = OnceLock::new();
+    CLUSTER.get_or_init(|| Ceph::start(Options::default()))
+}
+
+/// A cluster of three bluestore OSDs with three replicas, shared by all tests that don't break it.
+fn three_osds() -> &'static Ceph {
+    static CLUSTER: OnceLock<Ceph> = OnceLock::new();
+    let options = Options { osds: 3, store: Store::Bluestore, ..Options::default() };
+    CLUSTER.get_or_init(|| Ceph::start(options))
+}
+
+/// Whether the long runs were asked for (`tests/run --full`).
+fn full() -> bool {
+    std::env::var_os("CEPH_NATIVE_FULL").is_some()
+}
+
+fn sha256(file: &Path) -> String {
+    let out = run("sha256sum", &["-b", file.to_str().unwrap()]).ok();
+    out.split(' ').next().unwrap().to_owned()
+}
+
+/// A file of random bytes.
+fn random_file(path: &Path, bytes: u64) {
+    use std::io::Read as _;
+    let mut random = std::fs::File::open("/dev/urandom").unwrap().take(bytes);
+    std::io::copy(&mut random, &mut std::fs::File::create(path).unwrap()).unwrap();
+}
+
+/// Sizes of a busy disk: many small, some of a whole megabyte, and odd ones.
+const MIXED_SIZES: &str = "--bssplit=512/20:1536/5:4k/25:16k/15:20k/5:64k/15:256k/10:1M/5";
+
+/// Runs fio, which writes and verifies the checksum of every block, with four jobs on their own quarter each.
+#[track_caller]
+fn fio_verify(ceph: &Ceph, megabytes: u32, target: &[&str]) {
+    let quarter = format!("{}M", megabytes / 4);
+    let (size, offset) = (format!("--size={quarter}"), format!("--offset_increment={quarter}"));
+    let loops = if full() { "--loops=5" } else { "--loops=1" };
+    let mut args =
+        vec!["--name=mixed", "--rw=randwrite", MIXED_SIZES, "--iodepth=16", "--numjobs=4", loops];
+    args.extend([size.as_str(), offset.as_str()]);
+    args.extend([
+        "--verify=crc32c",
+        "--verify_state_save=0",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--end_fsync=1",
+    ]);
+    args.extend(["--group_reporting=1", "--output-format=json"]);
+    args.extend(target);
+    let ran = ceph.run("fio", &args);
+    let message = ran.to_string();
+    let report = fio_report(&ran.ok());
+    let job = &report["jobs"][0];
+    assert_eq!(job["error"], 0, "{message}");
+    assert!(job["write"]["total_ios"].as_u64() > Some(0), "{message}");
+    assert_eq!(
+        job["write"]["total_ios"], job["read"]["total_ios"],
+        "not all was verified: {message}"
+    );
+}
+
+/// fio's JSON, which it prints after whatever warnings it has.
+fn fio_report(out: &str) -> serde_json::Value {
+    let start = out.find("\n{").map_or(0, |at| at + 1);
+    serde_json::from_str(&out[start..]).unwrap_or_else(|e| panic!("{e} in {out}"))
+}

@@ -1,0 +1,139 @@
+//! Space given back: discard and write-zeroes do to an image what librbd's do, and the export's map says so.
+
+use serde_json::Value;
+
+use crate::support::Ceph;
+use crate::{one_osd, random_file, run, three_osds};
+
+/// Whole objects, tails, heads and middles of 4 MiB objects.
+const OPS: &[&str] = &[
+    "discard 8M 16M",
+    "discard 34M 2M",
+    "discard 38M 1M",
+    "discard 40M 5M",
+    "write -z -u 48M 6M",
+    "write -z -u 61M 1M",
+    "flush",
+];
+
+/// What reads as zeros after [`OPS`], in MiB: offset and length.
+const ZEROS: &[(u64, u64)] = &[(8, 16), (34, 2), (38, 1), (40, 5), (48, 6), (61, 1)];
+
+#[test]
+fn discard_and_zeroes_free_what_librbd_frees_memstore() {
+    discard_and_zeroes_free_what_librbd_frees(one_osd());
+}
+
+#[test]
+fn discard_and_zeroes_free_what_librbd_frees_bluestore() {
+    discard_and_zeroes_free_what_librbd_frees(three_osds());
+}
+
+fn discard_and_zeroes_free_what_librbd_frees(ceph: &Ceph) {
+    let file = ceph.dir().join("full.random");
+    random_file(&file, 64 << 20);
+    for image in ["freed-by-librbd", "freed-by-us"] {
+        let args = [
+            "import",
+            "--no-progress",
+            "--image-feature",
+            "layering",
+            file.to_str().unwrap(),
+            image,
+        ];
+        ceph.rbd(&args);
+    }
+    let ops: Vec<_> = OPS.iter().flat_map(|op| ["-c", *op]).collect();
+    let librbd = format!("rbd:rbd/freed-by-librbd:conf={}", ceph.conf().display());
+    run("qemu-io", &[&["-f", "raw", "-d", "unmap", &librbd], &ops[..]].concat()).ok();
+    let before = used(ceph, "freed-by-us");
+    let serve = ceph.serve(&["rbd/freed-by-us"]);
+    let uri = serve.uri("rbd/freed-by-us");
+    run("qemu-io", &[&["-f", "raw", "-d", "unmap", &uri], &ops[..]].concat()).ok();
+
+    assert_eq!(used(ceph, "freed-by-us"), used(ceph, "freed-by-librbd"), "rbd du");
+    assert!(used(ceph, "freed-by-us") < before);
+    assert_eq!(data(ceph, "freed-by-us"), data(ceph, "freed-by-librbd"), "rbd diff");
+    // Zeros that must not become a hole (NBD's NO_HOLE) keep their space, which is what thick provisioning asks for.
+    let kept = used(ceph, "freed-by-us");
+    run("qemu-io", &["-f", "raw", &uri, "-c", "write -z 56M 4M", "-c", "flush"]).ok();
+    assert_eq!(used(ceph, "freed-by-us"), kept);
+    for (offset, length) in ZEROS.iter().chain(&[(56, 4)]) {
+        run("qemu-io", &["-r", "-f", "raw", &uri, "-c", &format!("read -P 0 {offset}M {length}M")])
+            .ok();
+    }
+    super::data::assert_same_for_librbd_and_nbd(ceph, "freed-by-us", &uri);
+}
+
+#[test]
+fn the_map_agrees_with_rbd_diff_memstore() {
+    the_map_agrees_with_rbd_diff(one_osd());
+}
+
+#[test]
+fn the_map_agrees_with_rbd_diff_bluestore() {
+    the_map_agrees_with_rbd_diff(three_osds());
+}
+
+fn the_map_agrees_with_rbd_diff(ceph: &Ceph) {
+    ceph.rbd(&["create", "--size", "1G", "--image-feature", "layering", "mapped"]);
+    let serve = ceph.serve(&["rbd/mapped"]);
+    let uri = serve.uri("rbd/mapped");
+    // `rbd diff` knows how long an object is, not what holes are in it: only such shapes can agree exactly.
+    let ops = [
+        "write 0 4M",
+        "write 8M 1M",
+        "write 100M 10M",
+        "discard 104M 4M",
+        "write 1020M 4M",
+        "flush",
+    ];
+    let ops: Vec<_> = ops.iter().flat_map(|op| ["-c", *op]).collect();
+    run("qemu-io", &[&["-f", "raw", "-d", "unmap", &uri], &ops[..]].concat()).ok();
+    assert_eq!(map(&uri), data(ceph, "mapped"));
+
+    // Elsewhere the map may be finer: what it calls data, `rbd diff` does too, and the rest reads as zeros.
+    run(
+        "qemu-io",
+        &["-f", "raw", &uri, "-c", "write 201M 4k", "-c", "write -z 301M 64k", "-c", "flush"],
+    )
+    .ok();
+    let diff = data(ceph, "mapped");
+    for (start, end) in map(&uri) {
+        assert!(
+            diff.iter().any(|(from, to)| *from <= start && end <= *to),
+            "{start}..{end} not in {diff:?}"
+        );
+    }
+    super::data::assert_same_for_librbd_and_nbd(ceph, "mapped", &uri);
+}
+
+/// Bytes that `rbd du` says an image uses.
+fn used(ceph: &Ceph, image: &str) -> u64 {
+    let du = ceph.run("rbd", &["du", "--format", "json", image]).json();
+    du["images"][0]["used_size"].as_u64().unwrap()
+}
+
+/// Ranges, joined where they touch, that `rbd diff` says exist.
+fn data(ceph: &Ceph, image: &str) -> Vec<(u64, u64)> {
+    let diff = ceph.run("rbd", &["diff", "--format", "json", image]).json();
+    ranges(&diff, |extent| extent["exists"] == "true")
+}
+
+/// Ranges, joined where they touch, that the export says are data.
+fn map(uri: &str) -> Vec<(u64, u64)> {
+    ranges(&run("nbdinfo", &["--map", "--json", uri]).json(), |extent| extent["type"] == 0)
+}
+
+fn ranges(extents: &Value, wanted: impl Fn(&Value) -> bool) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for extent in extents.as_array().unwrap().iter().filter(|extent| wanted(extent)) {
+        let start = extent["offset"].as_u64().unwrap();
+        let end = start + extent["length"].as_u64().unwrap();
+        match ranges.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => ranges.push((start, end)),
+        }
+    }
+    ranges
+}
