@@ -234,8 +234,8 @@ fn primary_first(pool: &Pool) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Incremental, PoolKind, osd_state, pool_flag};
     use super::*;
+    use crate::osdmap::{Incremental, PoolKind, osd_state, pool_flag};
 
     const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
 
