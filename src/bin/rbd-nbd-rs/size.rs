@@ -7,7 +7,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     parse(text, 0)
 }
 
-/// Reads the size of an image: as [`bytes`], but a number alone means MiB.
+/// Reads the size of an image: as [`bytes()`], but a number alone means MiB.
 pub(crate) fn image(text: &str) -> Result<u64, String> {
     parse(text, 20)
 }
