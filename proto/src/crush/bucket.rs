@@ -4,6 +4,9 @@ use super::hash::{hash32_3, hash32_4};
 use super::ln::ln;
 use super::{Algorithm, Bucket, ChooseArg};
 
+/// How many items are hashed at once.
+const LANES: usize = 4;
+
 impl Bucket {
     /// The item for input `x` at attempt `r`; `None` from an empty or malformed bucket. `arg` and `position` (in the
     /// result) may replace the weights and ids of a straw2 bucket.
@@ -102,18 +105,38 @@ impl Bucket {
                 ids = &arg.ids;
             }
         }
-        let mut best = (0, i64::MIN);
-        for (index, (id, weight)) in ids.iter().zip(weights).enumerate() {
-            if *weight == 0 {
-                continue;
-            }
-            // Ceph passes the weight through an int, and divides towards zero.
-            let draw = ln(self.hash3(x, *id, r)) / i64::from(*weight as i32);
-            if draw > best.1 {
-                best = (index, draw);
+        let (mut best, mut best_draw) = (0, f64::NEG_INFINITY);
+        let chunks = ids.chunks(LANES).zip(weights.chunks(LANES));
+        for (first, (ids, weights)) in (0..).step_by(LANES).zip(chunks) {
+            let hashes = self.hash3_each(x, ids, r);
+            let draws = hashes.iter().zip(weights).take(ids.len());
+            for (index, (hash, weight)) in (first..).zip(draws) {
+                if *weight == 0 {
+                    continue;
+                }
+                // Ceph passes the weight through an int and divides whole numbers, towards zero. Here |ln| <= 2^48, so
+                // the quotient is rounded by less than 1 / weight, the least by which it can miss a whole number:
+                // cutting off its fraction gives what Ceph has, and that is needed only where the draw looks better.
+                let draw = ln(*hash) as f64 / f64::from(*weight as i32);
+                if draw > best_draw && draw.trunc() > best_draw.trunc() {
+                    (best, best_draw) = (index, draw);
+                }
             }
         }
-        best.0
+        best
+    }
+
+    /// The hashes of up to [`LANES`] items at once, which compilers turn into vector instructions.
+    #[inline(always)]
+    fn hash3_each(&self, x: u32, items: &[i32], r: u32) -> [u32; LANES] {
+        let mut lanes = [0i32; LANES];
+        for (lane, item) in lanes.iter_mut().zip(items) {
+            *lane = *item;
+        }
+        if self.hash != 0 {
+            return [0; LANES];
+        }
+        lanes.map(|item| hash32_3(x, item as u32, r))
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use super::{
     Tunables,
 };
 use crate::denc::{Decode, DecodeError, Encode, Put, Reader, Result};
+use crate::limits;
 
 /// The first word of every map (`CRUSH_MAGIC`).
 const MAGIC: u32 = 0x0001_0000;
@@ -35,12 +36,12 @@ impl Decode for CrushMap {
         // A removed bucket or rule still takes 4 bytes.
         let max_buckets = bounded(r.i32()?, "crush buckets", r.remaining() / 4)?;
         let max_rules = bounded(r.i32()?, "crush rules", r.remaining() / 4)?;
-        let max_devices = r.i32()?;
-        if max_devices < 0 {
-            return Err(invalid("crush max_devices", max_devices as u32));
-        }
-        let mut map = Self { max_devices, tunables: Tunables::LEGACY, ..Self::default() };
+        // Ceph finds out again, too (crush_finalize).
+        r.skip(4)?;
+        let mut map = Self { tunables: Tunables::LEGACY, ..Self::default() };
         map.buckets = (0..max_buckets).map(|index| bucket(r, index)).collect::<Result<_>>()?;
+        let items = map.buckets.iter().flatten().flat_map(|bucket| &bucket.items);
+        map.max_devices = items.max().map_or(0, |highest| (*highest + 1).max(0));
         map.rules = (0..max_rules).map(|number| rule(r, number)).collect::<Result<_>>()?;
         map.type_names = names(r)?;
         map.item_names = names(r)?;
@@ -115,6 +116,9 @@ fn bucket(r: &mut Reader<'_>, index: usize) -> Result<Option<Bucket>> {
     let hash = r.u8()?;
     let weight = r.u32()?;
     let items = r.list(4, Reader::i32)?;
+    if let Some(item) = items.iter().find(|item| **item >= limits::OSDS as i32) {
+        return Err(invalid("crush device", *item as u32));
+    }
     let algorithm = match algorithm {
         1 => Algorithm::Uniform { item_weight: r.u32()? },
         2 => {

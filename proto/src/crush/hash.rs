@@ -119,3 +119,37 @@ pub fn str_hash_linux(name: &[u8]) -> u32 {
         hash.wrapping_add(byte << 4).wrapping_add(byte >> 4).wrapping_mul(11)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What crush_hash32_* and ceph_str_hash_* of Ceph 16.2.15's libceph-common answer.
+
+    #[test]
+    fn integers() {
+        assert_eq!(hash32(0xdead_beef), 0x711d_6883);
+        assert_eq!(hash32_2(0xdead_beef, 1), 0x7ae5_746d);
+        assert_eq!(hash32_3(0xdead_beef, 1, 0xffff_fffe), 0x6a66_3327);
+        assert_eq!(hash32_4(0xdead_beef, 1, 0xffff_fffe, 1_234_567), 0xc54f_81c8);
+        assert_eq!(hash32_5(0xdead_beef, 1, 0xffff_fffe, 1_234_567, 42), 0x1863_c700);
+        assert_eq!(hash32_5(0, 0, 0, 0, 0), 0xa45e_5003);
+    }
+
+    #[test]
+    fn strings() {
+        let high_bytes: Vec<u8> = (200..240).collect();
+        let answers: [(&[u8], u32, u32); 6] = [
+            (b"", 0xbd49_d10d, 0),
+            (b"a", 0x29ee_c818, 0x42f2),
+            (b"foo", 0x7fc1_f406, 0x0024_db2a),
+            (b"12 bytes lon", 0x9a54_b067, 0x88c9_9c0b),
+            (b"rbd_data.1024ab3c4d5e.0000000000000007", 0x7f79_d041, 0xf0bd_8cd4),
+            (&high_bytes, 0x9e17_8dc3, 0x8452_b860),
+        ];
+        for (name, rjenkins, linux) in answers {
+            assert_eq!(str_hash_rjenkins(name), rjenkins, "{name:?}");
+            assert_eq!(str_hash_linux(name), linux, "{name:?}");
+        }
+    }
+}

@@ -13,6 +13,8 @@ mod codec;
 pub mod hash;
 mod ln;
 mod msr;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::collections::BTreeMap;

@@ -7,8 +7,10 @@ use super::{Algorithm, Bucket, ChooseArgs, CrushMap, ITEM_NONE, ITEM_UNDEF, Op, 
 use crate::limits;
 
 /// Memory of a walk, to be kept and used again: nothing is allocated once it has its size.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Scratch {
+    /// How many hashes a mapping may take.
+    pub(super) work: u64,
     /// The result.
     out: Vec<i32>,
     /// What the next step starts from.
@@ -19,6 +21,19 @@ pub struct Scratch {
     leaves: Vec<i32>,
     /// Of multi-step-retry rules: what each step has chosen, and what it must forget.
     msr: super::msr::Scratch,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            work: limits::CRUSH_WORK,
+            out: Vec::new(),
+            from: Vec::new(),
+            chosen: Vec::new(),
+            leaves: Vec::new(),
+            msr: super::msr::Scratch::default(),
+        }
+    }
 }
 
 impl CrushMap {
@@ -38,8 +53,7 @@ impl CrushMap {
     ) -> &'s [i32] {
         scratch.out.clear();
         if let Some(rule) = self.rule(rule).filter(|_| result_max > 0) {
-            let work_left = limits::CRUSH_WORK;
-            let mut walk = Walk { map: self, x, weights, choose_args, work_left };
+            let mut walk = Walk { map: self, x, weights, choose_args, work_left: scratch.work };
             if rule.kind.is_msr() {
                 walk.msr(rule, result_max, &mut scratch.msr, &mut scratch.out);
             } else {
@@ -417,7 +431,7 @@ impl<'a> Walk<'a> {
 
     /// The type of an item that was chosen; `None` if there is no such device or bucket.
     fn kind_of(&self, item: i32) -> Option<i32> {
-        if item >= self.map.max_devices { None } else { self.map.kind_of(item).map(i32::from) }
+        self.map.kind_of(item).map(i32::from)
     }
 
     /// The bucket to descend into; `None` for a device, and where the hierarchy is too deep to be one.
