@@ -307,11 +307,11 @@ impl State {
                     self.send(*link, &request);
                 }
             }
-            mon::Action::Event(event) => self.handle_mon_event(event),
+            mon::Action::Event(event) => self.handle_mon_event(now, event),
         }
     }
 
-    fn handle_mon_event(&mut self, event: MonEvent) {
+    fn handle_mon_event(&mut self, now: Instant, event: MonEvent) {
         match event {
             MonEvent::Command(ack) => {
                 let Some(waiter) = self.commands.remove(&ack.tid) else { return };
@@ -325,7 +325,7 @@ impl State {
                 let newest = Epoch(reply.version as u32);
                 match self.versions.remove(&Tid(reply.handle)) {
                     Some(Some(waiter)) => drop(waiter.send(newest)),
-                    Some(None) => self.objecter.handle_newest_epoch(newest),
+                    Some(None) => self.objecter.handle_newest_epoch(now, newest),
                     None => {}
                 }
             }
@@ -486,7 +486,7 @@ impl State {
                     }
                     why => tracing::info!(%osd, %addr, %why, "OSD connection lost"),
                 }
-                self.objecter.handle_session_lost(osd);
+                self.objecter.handle_session_lost(now, osd);
             }
         }
     }
@@ -505,7 +505,7 @@ impl State {
                     self.local = session.local;
                 }
                 self.mon.handle_connected(now, conn);
-                self.objecter.set_identity(self.mon.global_id(), self.local);
+                self.objecter.set_identity(now, self.mon.global_id(), self.local);
             }
             Peer::Osd(osd) => {
                 tracing::debug!(%osd, %addr, mode = ?session.mode, "connected");
@@ -523,7 +523,7 @@ impl State {
     ) -> std::result::Result<(), Lost> {
         let handled = match (peer, message.header.kind) {
             (Peer::Osd(osd), kind::OSD_OP_REPLY) => {
-                Reply::decode(message).map(|reply| self.objecter.handle_reply(osd, reply))
+                Reply::decode(message).map(|reply| self.objecter.handle_reply(now, osd, reply))
             }
             (Peer::Osd(osd), kind::OSD_BACKOFF) => {
                 Backoff::decode(message).map(|backoff| self.objecter.handle_backoff(osd, backoff))
@@ -544,7 +544,7 @@ impl State {
     }
 
     fn handle_osd_maps(&mut self, now: Instant, maps: &OsdMaps) {
-        if let Err(error) = self.objecter.handle_maps(maps) {
+        if let Err(error) = self.objecter.handle_maps(now, maps) {
             tracing::error!(%error, "an OSD map is of no use; asking for a full one");
             self.map_again = Some(now + MAP_AGAIN);
             self.supervise = true;

@@ -9,7 +9,7 @@ use super::{Action, Objecter, OpError, Place, slot};
 use crate::denc::DecodeError;
 use crate::msg::osd_map::OsdMaps;
 use crate::osdmap::{ApplyError, Incremental, OsdMap};
-use crate::types::{Epoch, Fsid, OsdId, PoolId};
+use crate::types::{Epoch, Fsid, Instant, OsdId, PoolId};
 
 /// Why a message of OSD maps could not be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -44,10 +44,10 @@ impl<T> Objecter<T> {
     ///
     /// # Errors
     /// A map that is of no use. The one in use is still good; a full one has to be asked for.
-    pub fn handle_maps(&mut self, maps: &OsdMaps) -> Result<bool, MapError> {
+    pub fn handle_maps(&mut self, now: Instant, maps: &OsdMaps) -> Result<bool, MapError> {
         self.map_wanted = false;
         let before = self.epoch();
-        self.apply(maps)?;
+        self.apply(now, maps)?;
         let epoch = self.epoch();
         self.newest = self.newest.max(maps.newest).max(epoch);
         let held = self.ops.iter().any(|(_, op)| op.place == Place::Held);
@@ -59,10 +59,10 @@ impl<T> Objecter<T> {
 
     /// The monitors' newest epoch, as asked for with [`Action::WantNewestEpoch`]: operations on pools that are not in
     /// that map either end.
-    pub fn handle_newest_epoch(&mut self, newest: Epoch) {
+    pub fn handle_newest_epoch(&mut self, now: Instant, newest: Epoch) {
         self.asked_newest = false;
         self.newest = self.newest.max(newest);
-        self.end_without_pool();
+        self.end_without_pool(now);
         if self.epoch() < newest {
             self.want_map();
         }
@@ -83,7 +83,7 @@ impl<T> Objecter<T> {
     }
 
     /// Applies what can be applied, one epoch at a time.
-    fn apply(&mut self, maps: &OsdMaps) -> Result<(), MapError> {
+    fn apply(&mut self, now: Instant, maps: &OsdMaps) -> Result<(), MapError> {
         let decode = |epoch, source| MapError::Decode { epoch, source };
         // Each turn makes the epoch larger, whatever the maps say.
         while let Some(next) = self.epoch().0.checked_add(1).map(Epoch) {
@@ -94,7 +94,7 @@ impl<T> Objecter<T> {
                     Incremental::decode(incremental).map_err(|error| decode(next, error))?;
                 let full = placement.full_pools();
                 placement.apply(&incremental)?;
-                self.rescan(false, &full);
+                self.rescan(now, false, &full);
                 continue;
             }
             // A full map: the next one, or, where there is a gap, the oldest that is newer than ours.
@@ -111,16 +111,22 @@ impl<T> Objecter<T> {
             let skipped = ours.is_some() && epoch != next;
             let full = self.placement.as_ref().map(Placement::full_pools).unwrap_or_default();
             self.placement = Some(Placement::new(map));
-            self.rescan(skipped, &full);
+            self.rescan(now, skipped, &full);
         }
         Ok(())
     }
 
     /// After a change of the map: finds every operation's place again. Where epochs were skipped, the set of OSDs may
     /// have changed and changed back, so everything is sent again. `was_full` are the pools that were full before.
-    fn rescan(&mut self, skipped: bool, was_full: &BTreeSet<PoolId>) {
-        self.check_fenced();
-        self.close_dead_sessions();
+    fn rescan(&mut self, now: Instant, skipped: bool, was_full: &BTreeSet<PoolId>) {
+        self.check_fenced(now);
+        let dead = self.close_dead_sessions();
+        self.renew_watches(now, |this, location, locator, object| {
+            let locate = |placement: &Placement| placement.locate(locator, object);
+            skipped
+                || location.primary.is_some_and(|osd| dead.contains(&osd))
+                || this.placement.as_ref().and_then(locate) != Some(*location)
+        });
         let mut order: Vec<_> = self.ops.iter().map(|(_, op)| op.routing.tid).collect();
         order.sort_unstable();
         for tid in order {
@@ -131,7 +137,9 @@ impl<T> Objecter<T> {
             let dropped = was_full.contains(&pool) && respects_full(op.routing.flags);
             let stays = !skipped
                 && op.place != Place::Held
-                && placement.locate(&op.operation).is_some_and(|new| new == op.location)
+                && placement
+                    .locate(&op.operation.locator, &op.operation.object)
+                    .is_some_and(|new| new == op.location)
                 && match op.place {
                     Place::Sent => !dropped || placement.is_full(pool),
                     _ => !placement.paused(op.routing.flags, pool),
@@ -140,41 +148,44 @@ impl<T> Objecter<T> {
                 self.route(tid);
             }
         }
-        self.end_without_pool();
+        self.end_without_pool(now);
     }
 
     /// Once fenced, always fenced: even if the blocklist forgets this client, whoever took over must not find writes of
     /// an earlier time among theirs.
-    pub(super) fn check_fenced(&mut self) {
+    pub(super) fn check_fenced(&mut self, now: Instant) {
         self.fenced |= self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs));
         if self.fenced {
-            self.end(|_| Some(OpError::Blocklisted));
+            self.end(now, |_| Some(OpError::Blocklisted));
+            self.lose_watches(OpError::Blocklisted);
         }
     }
 
-    fn close_dead_sessions(&mut self) {
-        let Some(placement) = &self.placement else { return };
+    /// Leaves OSDs that are gone, and names them.
+    fn close_dead_sessions(&mut self) -> Vec<OsdId> {
+        let Some(placement) = &self.placement else { return Vec::new() };
         let dead: Vec<OsdId> = self
             .sessions
             .iter()
             .filter(|(osd, session)| placement.addr(**osd) != Some(session.addr))
             .map(|(osd, _)| *osd)
             .collect();
-        for osd in dead {
-            self.sessions.remove(&osd);
-            self.actions.push_back(Action::Close { osd });
+        for osd in &dead {
+            self.sessions.remove(osd);
+            self.actions.push_back(Action::Close { osd: *osd });
             // Its operations must not be taken for sent: even if the OSD came back under a new address, it is a new
             // instance that has not seen them.
             for (_, op) in &mut self.ops {
-                if op.location.primary == Some(osd) {
+                if op.location.primary == Some(*osd) {
                     op.place = Place::Held;
                 }
             }
         }
+        dead
     }
 
     /// Ends operations on pools that the newest map does not have.
-    fn end_without_pool(&mut self) {
+    fn end_without_pool(&mut self, now: Instant) {
         let Some(placement) = &self.placement else { return };
         if self.asked_newest || placement.map().epoch < self.newest {
             return;
@@ -186,7 +197,7 @@ impl<T> Objecter<T> {
             .filter(|pool| placement.map().pool(*pool).is_none())
             .collect();
         if !gone.is_empty() {
-            self.end(|op| {
+            self.end(now, |op| {
                 let pool = op.operation.locator.pool;
                 gone.contains(&pool).then_some(OpError::NoPool(pool))
             });

@@ -26,6 +26,7 @@ mod maps;
 mod placement;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -35,6 +36,8 @@ use thiserror::Error;
 
 pub use self::maps::MapError;
 use self::placement::{Location, Placement};
+use self::watch::Watch;
+pub use self::watch::{WatchError, WatchEvent};
 use crate::limits;
 use crate::msg::backoff::{Backoff, BackoffOp};
 use crate::msg::object::{HObject, SpgId};
@@ -113,12 +116,20 @@ enum Place {
     Sent,
 }
 
+/// Who gets an operation's result.
+#[derive(Debug)]
+enum Owner<T> {
+    User(T),
+    /// The watch with this cookie.
+    Watch(u64),
+}
+
 /// An operation in the table.
 #[derive(Debug)]
 struct InFlight<T> {
     routing: Routing,
     operation: Operation,
-    user: T,
+    owner: Owner<T>,
     place: Place,
     /// Where it was sent or is to be sent. Meaningless while it is held.
     location: Location,
@@ -162,6 +173,9 @@ pub struct Objecter<T> {
     to_send: VecDeque<Tid>,
     actions: VecDeque<Action>,
     completed: VecDeque<(T, OpResult)>,
+    watches: BTreeMap<u64, Watch>,
+    watch_events: VecDeque<(u64, WatchEvent)>,
+    last_cookie: u64,
     /// The epoch that the monitors were last known to have at least.
     newest: Epoch,
     asked_newest: bool,
@@ -188,6 +202,9 @@ impl<T> Objecter<T> {
             to_send: VecDeque::new(),
             actions: VecDeque::from([Action::WantMap { start: Epoch(0) }]),
             completed: VecDeque::new(),
+            watches: BTreeMap::new(),
+            watch_events: VecDeque::new(),
+            last_cookie: 0,
             newest: Epoch(0),
             asked_newest: false,
             map_wanted: true,
@@ -200,10 +217,10 @@ impl<T> Objecter<T> {
 
     /// Who this client is: its global id, which is part of every request's id, and the address by which the cluster
     /// would fence it.
-    pub fn set_identity(&mut self, global_id: u64, addr: EntityAddr) {
+    pub fn set_identity(&mut self, now: Instant, global_id: u64, addr: EntityAddr) {
         self.client.num = global_id as i64;
         self.our_addrs = EntityAddrs(vec![addr]);
-        self.check_fenced();
+        self.check_fenced(now);
     }
 
     /// The map in use.
@@ -218,6 +235,10 @@ impl<T> Objecter<T> {
 
     /// Puts an operation into the table. Its result comes out of [`Self::poll_completed`] with `user`.
     pub fn submit(&mut self, now: Instant, operation: Operation, user: T) -> Tid {
+        self.insert(now, operation, Owner::User(user))
+    }
+
+    fn insert(&mut self, now: Instant, operation: Operation, owner: Owner<T>) -> Tid {
         self.submitted += 1;
         let refused = match self.ops.vacant_key() < limits::OPS_IN_FLIGHT {
             _ if self.fenced => Some(OpError::Blocklisted),
@@ -225,8 +246,9 @@ impl<T> Objecter<T> {
             false => Some(OpError::TooMany),
         };
         if let Some(error) = refused {
-            self.completed.push_back((user, Err(error)));
-            return Tid(self.submitted << SLOT_BITS);
+            let tid = Tid(self.submitted << SLOT_BITS);
+            self.finish(now, tid, owner, Location::default(), Err(error));
+            return tid;
         }
         if let Some(timeout) = self.timeout {
             self.deadline.get_or_insert(now + timeout);
@@ -246,7 +268,7 @@ impl<T> Objecter<T> {
         entry.insert(InFlight {
             routing,
             operation,
-            user,
+            owner,
             place: Place::Held,
             location: Location::default(),
             submitted: now,
@@ -305,11 +327,12 @@ impl<T> Objecter<T> {
 
     /// The session with this OSD is gone, and with it what the OSD was doing for us. Unless the map says that the OSD
     /// is gone as well, a new one is asked for.
-    pub fn handle_session_lost(&mut self, osd: OsdId) {
+    pub fn handle_session_lost(&mut self, now: Instant, osd: OsdId) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         session.open = false;
         session.backoffs.clear();
         let addr = session.addr;
+        self.renew_watches(now, |_, location, _, _| location.primary == Some(osd));
         let mut wanted = false;
         for (_, op) in &mut self.ops {
             if op.location.primary == Some(osd) && op.place != Place::Held {
@@ -327,7 +350,7 @@ impl<T> Objecter<T> {
     }
 
     /// An answer. Answers to requests that are complete, were cancelled or went elsewhere meanwhile are ignored.
-    pub fn handle_reply(&mut self, osd: OsdId, reply: Reply) {
+    pub fn handle_reply(&mut self, now: Instant, osd: OsdId, reply: Reply) {
         let slot = slot(reply.tid);
         let Some(op) = self.ops.get_mut(slot) else { return };
         let current = op.routing.tid == reply.tid
@@ -347,7 +370,16 @@ impl<T> Objecter<T> {
             return self.route(reply.tid);
         }
         let op = self.ops.remove(slot);
-        self.completed.push_back((op.user, Ok(reply)));
+        self.finish(now, reply.tid, op.owner, op.location, Ok(reply));
+    }
+
+    /// Hands over the result of an operation that is no longer in the table.
+    #[inline]
+    fn finish(&mut self, now: Instant, tid: Tid, owner: Owner<T>, at: Location, result: OpResult) {
+        match owner {
+            Owner::User(user) => self.completed.push_back((user, result)),
+            Owner::Watch(cookie) => self.handle_watch_result(now, cookie, tid, at, &result),
+        }
     }
 
     /// An OSD holds back a range of objects, or lets it go again.
@@ -375,23 +407,33 @@ impl<T> Objecter<T> {
     /// Gives an operation up. What becomes of it is unknown: it may still be applied. Returns its user's data if it was
     /// in the table.
     pub fn cancel(&mut self, tid: Tid) -> Option<T> {
+        match self.remove(tid)?.owner {
+            Owner::User(user) => Some(user),
+            Owner::Watch(_) => None,
+        }
+    }
+
+    fn remove(&mut self, tid: Tid) -> Option<InFlight<T>> {
         let known = self.ops.get(slot(tid)).is_some_and(|op| op.routing.tid == tid);
-        known.then(|| self.ops.remove(slot(tid)).user)
+        known.then(|| self.ops.remove(slot(tid)))
     }
 
     /// When [`Self::handle_timeout`] is to be called, if ever.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadline
+        self.deadline.into_iter().chain(self.poll_watch_timeout()).min()
     }
 
-    /// Ends operations that took too long.
+    /// Ends operations that took too long, and asks after watches.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let Some(timeout) = self.timeout else { return };
-        if self.deadline.is_none_or(|deadline| now < deadline) {
-            return;
+        if let Some(timeout) = self.timeout
+            && self.deadline.is_some_and(|deadline| deadline <= now)
+        {
+            self.end(now, |op| {
+                (now.since(op.submitted) >= timeout).then_some(OpError::TimedOut(timeout))
+            });
+            self.deadline = self.ops.iter().map(|(_, op)| op.submitted + timeout).min();
         }
-        self.end(|op| (now.since(op.submitted) >= timeout).then_some(OpError::TimedOut(timeout)));
-        self.deadline = self.ops.iter().map(|(_, op)| op.submitted + timeout).min();
+        self.handle_watch_timeout(now);
     }
 
     /// Operations that have waited longer than `age`, oldest first.
@@ -437,7 +479,7 @@ impl<T> Objecter<T> {
         let Some(op) = self.ops.get_mut(slot(tid)) else { return };
         op.place = Place::Held;
         let Some(placement) = &self.placement else { return };
-        let Some(location) = placement.locate(&op.operation) else {
+        let Some(location) = placement.locate(&op.operation.locator, &op.operation.object) else {
             // Perhaps the pool is newer than our map.
             if !self.asked_newest {
                 self.asked_newest = true;
@@ -515,7 +557,7 @@ impl<T> Objecter<T> {
     }
 
     /// Ends operations without an answer, oldest first.
-    fn end(&mut self, why: impl Fn(&InFlight<T>) -> Option<OpError>) {
+    fn end(&mut self, now: Instant, why: impl Fn(&InFlight<T>) -> Option<OpError>) {
         let mut ended: Vec<_> = self
             .ops
             .iter()
@@ -523,8 +565,9 @@ impl<T> Objecter<T> {
             .collect();
         ended.sort_unstable_by_key(|(tid, _)| *tid);
         for (tid, error) in ended {
-            let op = self.ops.remove(slot(tid));
-            self.completed.push_back((op.user, Err(error)));
+            // The end of a watch's ping can end its request as well.
+            let Some(op) = self.remove(tid) else { continue };
+            self.finish(now, tid, op.owner, op.location, Err(error));
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::msg::object::SpgId;
-use crate::msg::osd_op::{Operation, flag};
+use crate::msg::object::{Locator, SpgId};
+use crate::msg::osd_op::flag;
 use crate::osdmap::{ApplyError, Incremental, OsdMap, PgMapping, Pool, map_flag, pool_flag};
 use crate::types::{EntityAddr, OsdId, PgId, PoolId};
 
@@ -51,17 +51,13 @@ impl Placement {
         self.0.addrs(osd)?.msgr2()
     }
 
-    /// Where an operation belongs; `None` if its pool does not exist.
-    pub(super) fn locate(&self, operation: &Operation) -> Option<Location> {
-        let locator = &operation.locator;
+    /// Where an object belongs; `None` if its pool does not exist.
+    pub(super) fn locate(&self, locator: &Locator, object: &str) -> Option<Location> {
         let pool = self.0.pool(locator.pool)?;
         let target = match locator.hash {
             Some(hash) => self.0.target_of_hash(locator.pool, hash)?,
             None => {
-                let name = match locator.key.is_empty() {
-                    true => &operation.object,
-                    false => &locator.key,
-                };
+                let name = if locator.key.is_empty() { object } else { &locator.key };
                 self.0.target(locator.pool, locator.namespace.as_bytes(), name.as_bytes())?
             }
         };

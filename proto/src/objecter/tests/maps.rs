@@ -170,7 +170,7 @@ fn an_unknown_pool_is_looked_for_in_the_newest_map() {
     world.objecter.submit(world.now, operation.clone(), 2);
     assert_eq!(world.actions(), []);
     // There is a newer map, so it may yet be there.
-    world.objecter.handle_newest_epoch(Epoch(2));
+    world.objecter.handle_newest_epoch(world.now, Epoch(2));
     assert_eq!(world.actions(), [Action::WantMap { start: Epoch(2) }]);
     assert_eq!(world.completed(), []);
     world.change(|inc| {
@@ -185,13 +185,13 @@ fn an_unknown_pool_is_looked_for_in_the_newest_map() {
     world.change(|inc| inc.old_pools.insert(second));
     assert_eq!(world.completed(), []);
     assert!(world.actions().contains(&Action::WantNewestEpoch));
-    world.objecter.handle_newest_epoch(Epoch(3));
+    world.objecter.handle_newest_epoch(world.now, Epoch(3));
     let gone = Err(OpError::NoPool(second));
     assert_eq!(world.completed(), [(1, gone), (2, gone)]);
     // Later ones learn it the same way.
     world.objecter.submit(world.now, operation, 3);
     assert_eq!(world.completed(), []);
-    world.objecter.handle_newest_epoch(Epoch(3));
+    world.objecter.handle_newest_epoch(world.now, Epoch(3));
     assert_eq!(world.completed(), [(3, gone)]);
 }
 
@@ -225,7 +225,7 @@ fn an_identity_that_is_blocklisted_already_is_found_out() {
     world.give_full();
     world.write(1, &object_in(0));
     assert_eq!(world.completed(), []);
-    world.objecter.set_identity(CLIENT as u64, ours);
+    world.objecter.set_identity(Instant::default(), CLIENT as u64, ours);
     assert_eq!(world.completed(), [(1, Err(OpError::Blocklisted))]);
 }
 

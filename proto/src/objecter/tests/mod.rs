@@ -5,6 +5,7 @@ mod maps;
 mod pauses;
 mod sessions;
 mod table;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -94,7 +95,7 @@ impl World {
 
     fn with_timeout(timeout: Option<Duration>) -> Self {
         let mut objecter = Objecter::new(features::SUPPORTED, timeout);
-        objecter.set_identity(CLIENT as u64, our_addr());
+        objecter.set_identity(Instant::default(), CLIENT as u64, our_addr());
         Self { map: first_map(), objecter, now: Instant::default() }
     }
 
@@ -140,7 +141,7 @@ impl World {
             oldest: Epoch(1),
             newest: self.map.epoch,
         };
-        self.objecter.handle_maps(&maps)
+        self.objecter.handle_maps(self.now, &maps)
     }
 
     /// Makes the next epoch without telling the client; returns what would tell it.
@@ -195,7 +196,7 @@ impl World {
     }
 
     fn lose(&mut self, osd: i32) {
-        self.objecter.handle_session_lost(OsdId(osd));
+        self.objecter.handle_session_lost(self.now, OsdId(osd));
     }
 
     /// Everything that is to be sent now.
@@ -233,7 +234,7 @@ impl World {
 
     fn answer(&mut self, sent: &Sent, result: i32) {
         let osd = OsdId(sent.osd);
-        self.objecter.handle_reply(osd, reply_to(sent, result));
+        self.objecter.handle_reply(self.now, osd, reply_to(sent, result));
     }
 
     fn actions(&mut self) -> Vec<Action> {

@@ -134,7 +134,7 @@ fn a_redirected_operation_goes_where_it_was_told() {
     let sent = world.sent_one();
     let redirect = Redirect { locator: Locator::of_pool(POOL), object: object_in(1) };
     let reply = Reply { redirect: Some(redirect), ..reply_to(&sent, -2) };
-    world.objecter.handle_reply(OsdId(0), reply);
+    world.objecter.handle_reply(world.now, OsdId(0), reply);
     assert_eq!(world.completed(), []);
     let again = world.sent_one();
     assert_eq!((again.osd, again.object.as_str()), (1, object_in(1).as_str()));
