@@ -1,17 +1,21 @@
 //! A pool of objects, and what can be done with one object.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use proto::msg::object::{HObject, Locator, SnapContext};
 use proto::msg::op::{ObjectList, OsdOp};
 use proto::msg::osd_op::{OpReply, Operation, Reply, flag};
-use proto::msg::watch::{NotifyInput, Watcher, decode_watchers};
+use proto::msg::watch::{Watcher, decode_watchers};
 use proto::rbd::cls::Method;
 use proto::types::{Epoch, PoolId};
 
 pub use proto::msg::op::{ListedObject, Op};
+
+pub use self::watch::{Notification, Watch, WatchEvent};
 
 use crate::cluster::Cluster;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -142,18 +146,6 @@ impl Pool {
         let mut operation = Operation::new(self.locator(), object, ops);
         operation.flags |= flag::WRITE;
         self.submit(operation).await.map(|reply| reply.ops)
-    }
-
-    /// Tells everybody who watches an object something. Returns when the OSD knows, without waiting for the watchers.
-    ///
-    /// # Errors
-    /// As [`Pool::operate`].
-    pub async fn notify(&self, object: &str, payload: Bytes) -> Result<()> {
-        const TIMEOUT_SECONDS: u32 = 10;
-
-        let mut input = BytesMut::new();
-        NotifyInput { timeout_seconds: TIMEOUT_SECONDS, payload }.encode(&mut input);
-        self.only(object, Op::Notify { cookie: 1, input: input.freeze() }).await.map(drop)
     }
 
     async fn submit(&self, operation: Operation) -> Result<Reply> {

@@ -15,11 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use proto::mon::Mon;
+use proto::msg::object::Locator;
 use proto::msg::osd_op::{Operation, Reply};
-use proto::objecter::{OpError, SlowOp};
+use proto::msg::watch::WatchNotify;
+use proto::objecter::{OpError, SlowOp, WatchEvent};
 use proto::osdmap::OsdMap;
 use proto::types::{Epoch, Fsid, Instant, UTime};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 pub(crate) use self::completion::Inbox;
 use self::completion::Waiter;
@@ -205,6 +207,36 @@ impl Cluster {
         }
     }
 
+    /// Sends an operation whose result nobody waits for.
+    pub(crate) fn send(&self, mut operation: Operation) {
+        let (sender, _) = oneshot::channel();
+        operation.mtime = wall_clock();
+        let now = self.0.shared.now();
+        self.0.shared.with(|state| state.submit(now, operation, Waiter::One(sender)));
+    }
+
+    /// Watches an object. Returns the watch's cookie and what happens to it; the receiver ends when nothing more will.
+    pub(crate) fn watch(
+        &self,
+        locator: Locator,
+        object: &str,
+        timeout: Duration,
+    ) -> (u64, mpsc::Receiver<WatchEvent>) {
+        let now = self.0.shared.now();
+        self.0.shared.with(|state| state.watch(now, locator, object, timeout))
+    }
+
+    /// A cookie for a notification, and its completion.
+    pub(crate) fn expect_completion(&self) -> (u64, oneshot::Receiver<WatchNotify>) {
+        let (sender, complete) = oneshot::channel();
+        (self.0.shared.lock().expect_completion(sender), complete)
+    }
+
+    /// Does without what happens to a watch.
+    pub(crate) fn forget_watch(&self, cookie: u64) {
+        self.0.shared.with(|state| state.forget_watch(cookie));
+    }
+
     /// Puts an operation into the table; its result goes to the inbox with the token. It is sent with the next
     /// [`Cluster::kick`].
     pub(crate) fn submit(&self, operation: Operation, inbox: &Arc<Inbox>, token: u64) {
@@ -224,7 +256,8 @@ impl Cluster {
         self.0.shared.lock().objecter.slow_ops(now, age)
     }
 
-    fn closed(&self) -> Error {
+    /// Why nothing works any more.
+    pub(crate) fn closed(&self) -> Error {
         self.0.shared.lock().failure()
     }
 }

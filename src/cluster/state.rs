@@ -10,17 +10,20 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use proto::mon::{self, ConnectError, Event as MonEvent, Loss, Mon};
+use proto::msg::object::Locator;
 use proto::msg::osd_map::OsdMaps;
 use proto::msg::osd_op::{Operation, Reply};
+use proto::msg::watch::{self, WatchNotify};
 use proto::msg::{backoff::Backoff, kind};
 use proto::msgr::auth::ClientAuth;
 use proto::msgr::{self, ClientConfig, Connection, Event, Message, Outgoing, Timing, features};
-use proto::objecter::{Action, Objecter};
+use proto::objecter::{Action, Objecter, WatchEvent};
 use proto::types::{AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, Tid};
 use slab::Slab;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::completion::{Inbox, Waiter};
+use super::wall_clock;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Lost, TryWrite, WRITE_PIECES};
 
@@ -34,6 +37,9 @@ const MAP_AGAIN: Duration = Duration::from_secs(1);
 /// Operations that wait longer than this are reported (Ceph's `osd_op_complaint_time`), then again after twice as long
 /// and so on.
 const SLOW_OP: Duration = Duration::from_secs(30);
+
+/// How many events of a watch wait for its owner, who has a problem if they ever do.
+const WATCH_EVENTS: usize = 256;
 
 /// Random bytes from the operating system.
 #[derive(Debug)]
@@ -138,6 +144,13 @@ pub(crate) struct State {
     map_again: Option<Instant>,
     /// When operations in flight are looked at for slow ones, and from which age on they are reported.
     slow_check: Option<(Instant, Duration)>,
+    /// Who gets the events of which watch.
+    watches: BTreeMap<u64, mpsc::Sender<WatchEvent>>,
+    /// Who waits until all watchers have answered a notification, by its cookie.
+    notifies: BTreeMap<u64, oneshot::Sender<WatchNotify>>,
+    last_notify: u64,
+    /// What the supervisor was last told to wait for.
+    next_timeout: Option<Instant>,
 }
 
 impl State {
@@ -159,6 +172,10 @@ impl State {
             closed: false,
             map_again: None,
             slow_check: None,
+            watches: BTreeMap::new(),
+            notifies: BTreeMap::new(),
+            last_notify: 0,
+            next_timeout: None,
         }
     }
 
@@ -167,13 +184,71 @@ impl State {
         if self.closed || self.failed.is_some() {
             return; // dropping the waiter tells it
         }
+        self.expect_slow_ops(now);
+        self.objecter.submit(now, operation, waiter);
+    }
+
+    fn expect_slow_ops(&mut self, now: Instant) {
         if self.slow_check.is_none() {
             self.slow_check = Some((now + SLOW_OP, SLOW_OP));
             self.supervise = true;
         }
-        let had_timeout = self.objecter.poll_timeout().is_some();
-        self.objecter.submit(now, operation, waiter);
-        self.supervise |= !had_timeout && self.objecter.poll_timeout().is_some();
+    }
+
+    /// Watches an object: the watch's cookie, and what happens to it.
+    pub(super) fn watch(
+        &mut self,
+        now: Instant,
+        locator: Locator,
+        object: &str,
+        timeout: Duration,
+    ) -> (u64, mpsc::Receiver<WatchEvent>) {
+        let (sender, events) = mpsc::channel(WATCH_EVENTS);
+        if self.closed || self.failed.is_some() {
+            return (0, events); // dropping the sender tells it
+        }
+        self.expect_slow_ops(now);
+        let cookie = self.objecter.watch(now, locator, object, timeout, wall_clock());
+        self.watches.insert(cookie, sender);
+        (cookie, events)
+    }
+
+    /// Does without what happens to a watch.
+    pub(super) fn forget_watch(&mut self, cookie: u64) {
+        self.objecter.forget_watch(cookie);
+        self.watches.remove(&cookie);
+    }
+
+    /// A cookie for a notification; `waiter` gets its completion.
+    pub(super) fn expect_completion(&mut self, waiter: oneshot::Sender<WatchNotify>) -> u64 {
+        self.notifies.retain(|_, waiter| !waiter.is_closed());
+        self.last_notify += 1;
+        if !self.closed && self.failed.is_none() {
+            self.notifies.insert(self.last_notify, waiter);
+        }
+        self.last_notify
+    }
+
+    fn handle_watch_notify(&mut self, message: WatchNotify) {
+        if message.event == watch::event::NOTIFY_COMPLETE {
+            if let Some(waiter) = self.notifies.remove(&message.cookie) {
+                let _ = waiter.send(message);
+            }
+            return;
+        }
+        self.objecter.handle_watch_notify(message);
+    }
+
+    fn deliver_watch_event(&mut self, cookie: u64, event: WatchEvent) {
+        let Some(sender) = self.watches.get(&cookie) else { return };
+        let last = matches!(event, WatchEvent::Lost(_));
+        if let Err(error) = sender.try_send(event) {
+            // Whoever notified gets no answer, and goes on without it.
+            tracing::warn!(cookie, %error, "a watch event is dropped");
+        }
+        if last {
+            self.watches.remove(&cookie);
+        }
     }
 
     /// Runs a monitor command.
@@ -256,6 +331,15 @@ impl State {
         }
         while let Some((waiter, result)) = self.objecter.poll_completed() {
             waiter.deliver(result, to_wake);
+        }
+        while let Some((cookie, event)) = self.objecter.poll_watch_event() {
+            self.deliver_watch_event(cookie, event);
+        }
+        if let Some(due) = self.objecter.poll_timeout()
+            && self.next_timeout.is_none_or(|next| due < next)
+        {
+            self.next_timeout = Some(due);
+            self.supervise = true;
         }
         std::mem::take(&mut self.supervise)
     }
@@ -345,6 +429,8 @@ impl State {
                 self.map_waiters.clear();
                 self.commands.clear();
                 self.versions.clear();
+                self.watches.clear();
+                self.notifies.clear();
             }
             _ => {}
         }
@@ -361,7 +447,10 @@ impl State {
         match self.mon.authorizer(EntityType::OSD) {
             Ok(auth) => {
                 let link = self.dial(now, Peer::Osd(osd), addr, auth);
-                self.osds.entry(osd).or_default().link = Some(link);
+                let before = self.osds.entry(osd).or_default().link.replace(link);
+                if let Some(before) = before.and_then(|link| self.links.get_mut(link)) {
+                    before.end(Lost::Unwanted);
+                }
             }
             Err(error) => {
                 tracing::warn!(%osd, %error, "cannot log in to the OSD");
@@ -440,7 +529,7 @@ impl State {
         let (peer, addr) = (link.peer, link.addr);
         loop {
             let Some(link) = self.links.get_mut(id) else { return Err(Lost::Unwanted) };
-            // Given up, perhaps for another one to the same peer: what it still brings is not to be taken for that's.
+            // Given up for another one to the same peer: what it still brings is not to be taken for that's.
             if let Some(end) = link.end.take() {
                 return Err(end);
             }
@@ -528,6 +617,9 @@ impl State {
             (Peer::Osd(osd), kind::OSD_BACKOFF) => {
                 Backoff::decode(message).map(|backoff| self.objecter.handle_backoff(osd, backoff))
             }
+            (Peer::Osd(_), kind::WATCH_NOTIFY) => {
+                WatchNotify::decode(message).map(|notify| self.handle_watch_notify(notify))
+            }
             (_, kind::OSD_MAP) => {
                 OsdMaps::decode(message).map(|maps| self.handle_osd_maps(now, &maps))
             }
@@ -565,7 +657,7 @@ impl State {
 /// What time brings.
 impl State {
     /// When [`State::handle_timeout`] has something to do next.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
         let links = self.links.iter().filter_map(|(_, link)| link.connection.poll_timeout());
         let redials = self.osds.values().filter_map(|osd| osd.redial.map(|(when, _)| when));
         let others = [
@@ -574,7 +666,8 @@ impl State {
             self.map_again,
             self.slow_check.map(|(when, _)| when),
         ];
-        links.chain(redials).chain(others.into_iter().flatten()).min()
+        self.next_timeout = links.chain(redials).chain(others.into_iter().flatten()).min();
+        self.next_timeout
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {

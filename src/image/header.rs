@@ -15,7 +15,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
 
 /// The head of an image, as its header describes it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Its size, in bytes.
     pub size: u64,

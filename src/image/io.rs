@@ -19,6 +19,7 @@ use proto::rbd::names::DataNames;
 use slab::Slab;
 
 use super::Image;
+use super::live::Live;
 use super::pending::{InFlight, Kind};
 use crate::cluster::{Inbox, op_error, wall_clock};
 use crate::error::{Error, Result};
@@ -138,6 +139,8 @@ pub struct Completion {
 #[derive(Debug)]
 pub struct Queue {
     image: Image,
+    /// The image as it was when it was last looked.
+    live: Arc<Live>,
     names: DataNames,
     inbox: Arc<Inbox>,
     requests: Slab<InFlight>,
@@ -149,6 +152,7 @@ impl Queue {
     pub(super) fn new(image: Image) -> Self {
         Self {
             names: DataNames::new(image.object_prefix()),
+            live: image.0.current.get(),
             image,
             inbox: Arc::default(),
             requests: Slab::new(),
@@ -159,7 +163,9 @@ impl Queue {
 
     /// Takes a request, to be sent with the next [`Queue::kick`]. Its completion has this token.
     pub fn submit(&mut self, token: u64, io: Io) {
-        if let Err(error) = self.image.check(&io) {
+        // Whatever changes the image waits for what is begun now, as long as this is held.
+        let _held = self.image.0.current.hold(&mut self.live);
+        if let Err(error) = self.image.check(&self.live, &io) {
             return self.done.push(Completion { token, result: Err(error) });
         }
         let layout = *self.image.layout();
@@ -296,7 +302,7 @@ impl Queue {
 
     fn write_object(&mut self, extent: &layout::Extent, ops: Vec<OsdOp>, token: u64) {
         let mut operation = self.operation(extent.object, ops);
-        operation.snap_context = self.image.snap_context();
+        operation.snap_context = Arc::clone(&self.live.snap_context);
         operation.mtime = wall_clock();
         self.image.cluster().submit(operation, &self.inbox, token);
     }

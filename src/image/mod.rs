@@ -3,12 +3,14 @@
 pub mod admin;
 pub mod header;
 pub mod io;
+mod live;
 mod pending;
+mod watch;
 
 use std::fmt;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::msg::object::SnapContext;
 use proto::rbd::Features;
 use proto::rbd::cls::SnapshotNamespace;
 use proto::rbd::layout::Layout;
@@ -16,6 +18,8 @@ use proto::types::SnapId;
 
 pub use self::header::Header;
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
+use self::live::{Current, Live};
+use self::watch::Watcher;
 use crate::cluster::Cluster;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
@@ -67,17 +71,33 @@ pub struct OpenOptions {
 
 /// An open image. Cheap to clone.
 #[derive(Clone)]
-pub struct Image(Arc<Inner>);
+pub struct Image(Arc<Open>);
 
+/// What goes when nobody uses the image any more, and the watch with it.
+struct Open {
+    inner: Arc<Inner>,
+    watcher: Mutex<Option<Watcher>>,
+}
+
+impl Deref for Open {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+/// The image as its users and the task that watches it share it.
 struct Inner {
     pool: Pool,
     data_pool: Pool,
     name: String,
     id: String,
-    header: Header,
-    snap_context: Arc<SnapContext>,
+    /// Neither this nor the next ever changes.
+    layout: Layout,
+    object_prefix: String,
+    current: Current,
     read_snap: SnapId,
-    size: u64,
     read_only: bool,
 }
 
@@ -149,24 +169,62 @@ impl Image {
                 .with_namespace(pool.namespace()),
             None => pool.clone(),
         };
-        let snap_context = Arc::new(header.snap_context.clone());
-        let pool = pool.clone();
-        Ok(Self(Arc::new(Inner {
-            pool,
+        let inner = Arc::new(Inner {
+            pool: pool.clone(),
             data_pool,
             name,
             id,
-            header,
-            snap_context,
+            layout: header.layout,
+            object_prefix: header.object_prefix.clone(),
+            current: Current::new(Live::new(header, size)),
             read_snap,
-            size,
             read_only,
-        })))
+        });
+        let image = Self(Arc::new(Open { inner, watcher: Mutex::default() }));
+        if !read_only {
+            image.watch().await.context(opening)?;
+        }
+        Ok(image)
+    }
+
+    /// Lets others know that the image is in use, and finds out what they change.
+    async fn watch(&self) -> Result<()> {
+        let header = proto::rbd::names::header(&self.0.id);
+        let watch = self.0.pool.watch(&header).await.map_err(|error| match error.kind() {
+            Kind::PermissionDenied => error.with_hint("--read-only needs no permission to write"),
+            _ => error,
+        })?;
+        let watcher = Watcher::spawn(Arc::clone(&self.0.inner), watch);
+        // What has changed before it was watched.
+        if let Err(error) = self.refresh().await {
+            watcher.close().await;
+            return Err(error);
+        }
+        *self.0.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
+        Ok(())
+    }
+
+    /// Reads the header again. Returns when everything that is submitted from now on heeds it, and everything that was
+    /// submitted before is complete. Snapshots do not change.
+    ///
+    /// # Errors
+    /// Whatever keeps the header from being read; [`Kind::TimedOut`] if writes under way do not end.
+    pub async fn refresh(&self) -> Result<()> {
+        self.0.refresh().await
+    }
+
+    /// Ends the watch on the image, so that others see at once that it is not in use. For the last one who uses it:
+    /// without the watch, changes by others go unnoticed.
+    pub async fn close(self) {
+        let watcher = self.0.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(watcher) = watcher {
+            watcher.close().await;
+        }
     }
 
     /// The image as people write it: `pool/namespace/name`.
     pub fn spec(&self) -> String {
-        header::spec(&self.0.pool, &self.0.name)
+        self.0.spec()
     }
 
     /// Its name.
@@ -194,19 +252,20 @@ impl Image {
         self.0.pool.cluster()
     }
 
-    /// What its header said when it was opened.
-    pub fn header(&self) -> &Header {
-        &self.0.header
+    /// What its header says, as far as is known.
+    pub fn header(&self) -> Arc<Header> {
+        Arc::clone(&self.0.current.get().header)
     }
 
-    /// Its size, or that of the snapshot, in bytes.
+    /// Its size, or that of the snapshot, in bytes. Others may change it while it is open.
     pub fn size(&self) -> u64 {
-        self.0.size
+        self.0.current.get().size
     }
 
-    /// Whether writes are refused.
+    /// Whether writes are refused: because it was opened so, or because others made it something that cannot be written
+    /// here.
     pub fn is_read_only(&self) -> bool {
-        self.0.read_only
+        self.0.read_only || self.0.current.get().refusal.is_some()
     }
 
     /// A way to read and write it, for one user.
@@ -215,19 +274,15 @@ impl Image {
     }
 
     pub(crate) fn layout(&self) -> &Layout {
-        &self.0.header.layout
+        &self.0.layout
     }
 
     fn object_prefix(&self) -> &str {
-        &self.0.header.object_prefix
+        &self.0.object_prefix
     }
 
     fn read_snap(&self) -> SnapId {
         self.0.read_snap
-    }
-
-    fn snap_context(&self) -> Arc<SnapContext> {
-        Arc::clone(&self.0.snap_context)
     }
 
     /// Whether an object that is not there reads as zeros, so that zeroing all of it can remove it.
@@ -240,7 +295,7 @@ impl Image {
     }
 
     /// Refuses what cannot be done with this image.
-    fn check(&self, io: &Io) -> Result<()> {
+    fn check(&self, live: &Live, io: &Io) -> Result<()> {
         let (offset, length, changes) = match io {
             Io::Flush => return Ok(()),
             Io::Read { offset, length } | Io::Extents { offset, length } => {
@@ -251,12 +306,16 @@ impl Image {
                 (*offset, *length, true)
             }
         };
-        if changes && self.is_read_only() {
+        if changes && self.0.read_only {
             let what = format!("image {} is open for reading only", self.spec());
             return Err(Error::new(Kind::ReadOnly, what));
         }
-        if offset.checked_add(length).is_none_or(|end| end > self.size()) {
-            let (spec, size) = (self.spec(), self.size());
+        if changes && let Some(refusal) = &live.refusal {
+            let what = format!("image {} can no longer be written to", self.spec());
+            return Err(Error::new(refusal.kind, format!("{what}: {}", refusal.why)));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > live.size) {
+            let (spec, size) = (self.spec(), live.size);
             return Err(Error::new(
                 Kind::Invalid,
                 format!("image {spec}: {length} bytes at {offset} are beyond its end ({size})"),

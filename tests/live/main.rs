@@ -13,6 +13,7 @@ mod ops;
 mod space;
 mod tools;
 mod verbs;
+mod watch;
 
 use std::path::Path;
 use std::sync::OnceLock;

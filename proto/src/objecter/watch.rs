@@ -12,9 +12,9 @@
 //!                 └─ refused, dropped, or not confirmed for too long ──► lost
 //! ```
 //!
-//! An OSD forgets who is connected when its PG moves or a session ends, and drops a watch some time after that. So a watch
-//! is registered again each time, by a new request: the same one would be answered from the log of requests and have no
-//! effect. What is lost stays lost, as notifications may have been missed: the owner is told, and begins anew.
+//! An OSD forgets who is connected when its PG moves or a session ends, and drops a watch some time after that. So a
+//! watch is registered again each time, by a new request: the same one would be answered from the log of requests and
+//! have no effect. What is lost stays lost, as notifications may have been missed: the owner is told, and begins anew.
 
 use std::time::Duration;
 
@@ -195,8 +195,8 @@ impl<T> Objecter<T> {
         }
     }
 
-    /// Registers the watches again that were at a place of which `gone` says that it is no more what it was. Requests that
-    /// were not sent yet are left alone.
+    /// Registers the watches again that were at a place of which `gone` says that it is no more what it was. Requests
+    /// that were not sent yet are left alone.
     pub(super) fn renew_watches(
         &mut self,
         now: Instant,
@@ -239,7 +239,7 @@ impl<T> Objecter<T> {
         }
         match result {
             Ok(reply) if reply.result < 0 => {
-                return self.lose(cookie, WatchError::Refused(reply.result));
+                self.lose(cookie, WatchError::Refused(reply.result));
             }
             Ok(_) if is_ping => watch.valid = watch.ping_sent,
             Ok(_) => {

@@ -4,6 +4,7 @@ pub mod cls;
 pub mod features;
 pub mod layout;
 pub mod names;
+pub mod notify;
 
 pub use features::{Features, Flags, OpFeatures};
 pub use layout::Layout;

@@ -94,13 +94,16 @@ impl Bench {
         let options = OpenOptions { read_only, ..OpenOptions::default() };
         let image = Image::open(&pool, &spec.image, &options).await?;
         if self.io_size > image.size() {
-            let (size, image) = (Size(self.io_size), Size(image.size()));
-            return invalid(format!("io-size {size} larger than image size {image}"));
+            let (size, image_size) = (Size(self.io_size), Size(image.size()));
+            image.close().await;
+            return invalid(format!("io-size {size} larger than image size {image_size}"));
         }
         if self.format.is_plain() {
             print(&self.heading())?;
         }
-        let done = Run::new(&self, image.size()).go(&mut image.queue()).await?;
+        let done = Run::new(&self, image.size()).go(&mut image.queue()).await;
+        image.close().await;
+        let done = done?;
         self.format.print("bench", || self.tree(&done), || self.plain(&done))
     }
 

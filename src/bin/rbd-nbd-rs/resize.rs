@@ -31,7 +31,9 @@ impl Resize {
         let image = Image::open(&pool, &spec.image, &OpenOptions::default()).await?;
         let progress = Progress::new("Resizing image", !self.no_progress);
         let mut tell = |done, total| progress.set(done, total);
-        admin::resize(&image, self.size, self.allow_shrink, &mut tell).await?;
+        let resized = admin::resize(&image, self.size, self.allow_shrink, &mut tell).await;
+        image.close().await;
+        resized?;
         progress.finish();
         Ok(())
     }

@@ -45,11 +45,22 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
+        let mut images = Vec::new();
+        let result = self.serve(cluster, &mut images).await;
+        // So that nobody takes them for being in use until the cluster misses us.
+        for image in images {
+            image.close().await;
+        }
+        result
+    }
+
+    async fn serve(&self, cluster: &Cluster, images: &mut Vec<Image>) -> Result<()> {
         let (mut terminate, mut interrupt) =
             (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
         let mut exports = Vec::new();
         for text in &self.specs {
             let image = self.open(cluster, text).await?;
+            images.push(image.clone());
             let mut export = Export::new(text.as_str(), ImageDevice::new(image));
             export.description = format!("RBD image {text} of cluster {}", cluster.fsid());
             exports.push(export);
@@ -67,10 +78,18 @@ impl Serve {
         };
         signals.await;
         print("ending: finishing what is in flight (a second signal ends it at once)\n")?;
+        let second = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
         tokio::select! {
             report = server.shutdown(GRACE) => print(&format!("ended: {report}\n")),
-            _ = terminate.recv() => Err(cut_off()),
-            _ = interrupt.recv() => Err(cut_off()),
+            () = second => {
+                images.clear();
+                Err(cut_off())
+            }
         }
     }
 

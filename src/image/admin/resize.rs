@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use proto::denc::Put;
 use proto::msg::op::Op;
 use proto::rbd::cls::SetSize;
 use proto::rbd::names::{self, DataNames};
+use proto::rbd::notify;
 
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -45,7 +44,8 @@ pub async fn resize(
     let header = names::header(image.id());
     pool.call(&header, &SetSize { size }).await.context(&resizing)?;
     progress(1, 1);
-    pool.notify(&header, header_update()).await.context(resizing)
+    // Whoever does not answer will find out by itself, or is dead.
+    pool.notify(&header, notify::header_update()).await.context(resizing).map(drop)
 }
 
 /// Removes objects that are beyond the new end, and cuts those that are across it.
@@ -74,13 +74,4 @@ async fn trim(image: &Image, size: u64, progress: Progress<'_>) -> Result<()> {
         progress(done, total);
     })
     .await
-}
-
-/// What tells other clients to read the header again (`librbd/WatchNotifyTypes.h`, `HeaderUpdatePayload`).
-fn header_update() -> Bytes {
-    const HEADER_UPDATE: u32 = 3;
-
-    let mut payload = BytesMut::new();
-    payload.put_envelope(1, 1, |w| w.put_u32_le(HEADER_UPDATE));
-    payload.freeze()
 }

@@ -1,0 +1,181 @@
+//! Watching an image's header, as every client that writes does: so others see that it is in use, and tell it when its
+//! size, snapshots or features change (`src/librbd/ImageWatcher.cc`).
+//!
+//! One task per image that is open for writing. It ends with the image.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::rbd::notify::{self, NotifyOp};
+use proto::types::SnapId;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::live::{Live, Refusal, refusal};
+use super::{Header, Inner, header};
+use crate::error::{Context as _, Kind, Result};
+use crate::pool::{Notification, Watch, WatchEvent};
+
+/// How long to wait before a lost watch is registered again or a header read again, doubled each time, up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// How long writes under way may keep a change from being acknowledged. Whoever notifies waits for less (librbd: 10 s).
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// How long the end of the watch may take when the image is closed.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// The task that watches.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    /// Dropping it ends the task.
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Watcher {
+    /// Spawns the task on the current tokio runtime.
+    pub(super) fn spawn(image: Arc<Inner>, watch: Watch) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(follow(image, watch, stopped));
+        Self { stop, task }
+    }
+
+    /// Ends the watch, and returns when the OSD knows.
+    pub(super) async fn close(self) {
+        drop(self.stop);
+        // It fails if it panicked, which was reported, or if the runtime ends.
+        let _ = self.task.await;
+    }
+}
+
+async fn follow(image: Arc<Inner>, mut watch: Watch, mut stopped: oneshot::Receiver<()>) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            event = watch.next() => event,
+        };
+        let goes_on = tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            goes_on = handle(&image, &mut watch, event) => goes_on,
+        };
+        if !goes_on {
+            return;
+        }
+    }
+    if let Ok(Err(error)) = tokio::time::timeout(CLOSE, watch.close()).await {
+        tracing::debug!(%error, "ending a watch");
+    }
+}
+
+/// False if there is nothing to watch any more.
+async fn handle(image: &Inner, watch: &mut Watch, event: WatchEvent) -> bool {
+    match event {
+        WatchEvent::Notify(notification) => {
+            answer(image, watch, &notification).await;
+            true
+        }
+        WatchEvent::Lost(error) => {
+            tracing::warn!(
+                image = image.spec(),
+                %error,
+                "lost the watch on the image: until it is back, changes of its size, snapshots or features by others \
+                 go unnoticed"
+            );
+            again(image, watch).await
+        }
+    }
+}
+
+async fn answer(image: &Inner, watch: &Watch, notification: &Notification) {
+    let reply = match NotifyOp::decode(&notification.payload) {
+        Ok(NotifyOp::HEADER_UPDATE) => {
+            // Whoever waits for the answer takes it for granted that what is written from now on knows of the change.
+            // Without an answer it waits for a while, and goes on.
+            match image.refresh().await {
+                Ok(()) => notify::response(0),
+                Err(error) => {
+                    tracing::error!(image = image.spec(), %error, "a change of the image");
+                    return;
+                }
+            }
+        }
+        // The rest is for the owner of the exclusive lock, which we never are: no answer of ours counts.
+        Ok(_) => Bytes::new(),
+        Err(error) => {
+            tracing::warn!(image = image.spec(), %error, "a notification that makes no sense");
+            Bytes::new()
+        }
+    };
+    if let Err(error) = watch.acknowledge(notification.id, reply).await {
+        tracing::debug!(image = image.spec(), %error, "acknowledging a notification");
+    }
+}
+
+/// Watches anew, for as long as it takes, and finds out what was missed. False if the image is gone.
+async fn again(image: &Inner, watch: &mut Watch) -> bool {
+    let mut wait = RETRY_FIRST;
+    loop {
+        let result = async {
+            watch.renew().await?;
+            image.refresh().await
+        };
+        let error = match result.await {
+            Ok(()) => {
+                tracing::info!(image = image.spec(), "watching the image again");
+                return true;
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            Kind::NotFound => {
+                let why = "it was removed".to_owned();
+                tracing::error!(image = image.spec(), why, "the image can no longer be written to");
+                let refused = image.current.get().refused(Refusal { kind: Kind::NotFound, why });
+                let _ = image.current.replace(refused, DRAIN).await;
+                return false;
+            }
+            Kind::Fenced | Kind::Closed => return false,
+            _ => tracing::warn!(image = image.spec(), %error, "watching the image again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_LAST);
+    }
+}
+
+impl Inner {
+    pub(super) fn spec(&self) -> String {
+        header::spec(&self.pool, &self.name)
+    }
+
+    /// See [`super::Image::refresh`].
+    pub(super) async fn refresh(&self) -> Result<()> {
+        if self.read_snap != SnapId::HEAD {
+            return Ok(());
+        }
+        let image = self.spec();
+        let header = Header::read(&self.pool, &self.id).await.context(&image)?;
+        let old = self.current.get();
+        if *old.header == header {
+            return Ok(());
+        }
+        let size = header.size;
+        if old.size != size {
+            tracing::info!(image, from = old.size, to = size, "the image has a new size");
+        }
+        let mut new = Live::new(header, size);
+        new.refusal = refusal(new.header.features);
+        match (&old.refusal, &new.refusal) {
+            (before, Some(now)) if before.as_ref() != Some(now) && !self.read_only => {
+                tracing::error!(image, why = now.why, "the image can no longer be written to");
+            }
+            (Some(_), None) => tracing::info!(image, "the image can be written to again"),
+            _ => {}
+        }
+        self.current.replace(new, DRAIN).await.context(image)
+    }
+}

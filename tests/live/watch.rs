@@ -1,0 +1,216 @@
+//! What others see of an image that we serve, and what we see of what they do to it.
+
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use crate::support::{Ceph, Options, Serve, Store};
+use crate::{MIXED_SIZES, full, one_osd, run, sha256};
+
+impl Ceph {
+    /// The watchers of an image, as librbd sees them.
+    fn watchers(&self, image: &str) -> usize {
+        let status = self.run("rbd", &["status", "--format", "json", image]).json();
+        status["watchers"].as_array().map_or(0, Vec::len)
+    }
+
+    /// The content of a version of an image.
+    fn exported(&self, spec: &str) -> String {
+        let file = self.dir().join(spec.replace('/', "-"));
+        self.rbd(&["export", "--no-progress", spec, file.to_str().unwrap()]);
+        let sum = sha256(&file);
+        std::fs::remove_file(file).unwrap();
+        sum
+    }
+
+    fn plain_image(&self, image: &str, size: &str) {
+        self.rbd(&["create", "--size", size, "--image-feature", "layering", image]);
+    }
+}
+
+fn size(uri: &str) -> u64 {
+    run("nbdinfo", &["--size", uri]).ok().trim().parse().unwrap()
+}
+
+/// Runs commands of `qemu-io`, and says whether all went well.
+fn io(uri: &str, commands: &[&str]) -> bool {
+    let commands = commands.iter().flat_map(|command| ["-c", command]);
+    let args: Vec<_> = ["-f", "raw", uri].into_iter().chain(commands).collect();
+    let ran = run("qemu-io", &args);
+    ran.code == 0 && !String::from_utf8_lossy(&ran.out).contains("failed")
+}
+
+#[track_caller]
+fn wait_for(what: &str, seconds: u64, mut there: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !there() {
+        assert!(begun.elapsed() < Duration::from_secs(seconds), "{what}: not in {seconds} s");
+        sleep(Duration::from_millis(100));
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn others_see_that_an_image_is_in_use() {
+    let ceph = one_osd();
+    ceph.plain_image("used", "8M");
+    let serve = ceph.serve(&["rbd/used"]);
+    assert_eq!(ceph.watchers("used"), 1);
+    let refused = ceph.run("rbd", &["rm", "--no-progress", "used"]).refused();
+    assert!(refused.contains("image still has watchers"), "{refused}");
+    // Readers don't count.
+    let reader = ceph.serve(&["--read-only", "rbd/used"]);
+    assert_eq!(ceph.watchers("used"), 1);
+    // Whoever ends politely is gone at once, and so is whoever only came to change something.
+    serve.terminate();
+    assert_eq!(ceph.watchers("used"), 0);
+    ceph.ours(&["resize", "--size", "16M", "--no-progress", "rbd/used"]).ok();
+    assert_eq!(ceph.watchers("used"), 0);
+    drop(reader);
+    ceph.rbd(&["rm", "--no-progress", "used"]);
+}
+
+#[test]
+fn a_client_that_was_killed_stops_being_seen_after_a_while() {
+    let ceph = one_osd();
+    ceph.plain_image("killed", "8M");
+    drop(ceph.serve(&["rbd/killed"]));
+    assert_eq!(ceph.watchers("killed"), 1, "nobody told the OSD");
+    wait_for("the OSD gives the watch up", 60, || ceph.watchers("killed") == 0);
+    ceph.rbd(&["rm", "--no-progress", "killed"]);
+}
+
+#[test]
+fn a_new_size_is_in_effect_when_whoever_resized_is_done() {
+    let ceph = one_osd();
+    ceph.plain_image("resized", "8M");
+    let serve = ceph.serve(&["rbd/resized"]);
+    let uri = serve.uri("rbd/resized");
+    assert!(!io(&uri, &["write -P 1 8M 4k"]));
+    ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
+    assert_eq!(size(&uri), 12 << 20);
+    assert!(io(&uri, &["write -P 1 8M 4k", "read -P 1 8M 4k"]));
+    // By our own program as well, which waits for the answers and no longer.
+    let begun = Instant::now();
+    ceph.ours(&["resize", "--no-progress", "--size", "20M", "rbd/resized"]).ok();
+    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    assert_eq!(size(&uri), 20 << 20);
+    ceph.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", "4M", "resized"]);
+    assert_eq!(size(&uri), 4 << 20);
+    assert!(!io(&uri, &["write -P 1 4M 4k"]));
+    ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
+    assert!(io(&uri, &["read -P 0 8M 4k"]), "what was cut off does not come back");
+    assert_eq!(ceph.watchers("resized"), 1);
+}
+
+#[test]
+fn a_snapshot_is_what_was_written_before_it() {
+    let ceph = one_osd();
+    ceph.plain_image("shot", "8M");
+    let serve = ceph.serve(&["rbd/shot"]);
+    let uri = serve.uri("rbd/shot");
+    assert!(io(&uri, &["write -P 65 0 6M"]));
+    let before = ceph.exported("shot");
+    ceph.rbd(&["snap", "create", "--no-progress", "shot@a"]);
+    assert!(io(&uri, &["write -P 66 0 5M", "discard 5M 1M", "write -P 66 7M 64k"]));
+    assert_eq!(ceph.exported("shot@a"), before);
+    assert!(io(&uri, &["read -P 66 0 5M", "read -P 0 5M 2M", "read -P 66 7M 64k"]));
+    assert_ne!(ceph.exported("shot"), before);
+    let snap = ceph.serve(&["rbd/shot@a"]);
+    assert!(
+        run("qemu-io", &["-r", "-f", "raw", &snap.uri("rbd/shot@a"), "-c", "read -P 65 0 6M"])
+            .ok()
+            .contains("read 6291456/6291456")
+    );
+    // Without it, nothing is left to preserve.
+    ceph.rbd(&["snap", "rm", "--no-progress", "shot@a"]);
+    assert!(io(&uri, &["write -P 67 0 8M", "read -P 67 0 8M"]));
+}
+
+/// Whoever took a snapshot was told that all writers know of it: from then on it must not change.
+#[test]
+fn snapshots_under_load_do_not_change() {
+    let ceph = one_osd();
+    ceph.plain_image("busy", "16M");
+    let mut serve = ceph.serve(&["rbd/busy"]);
+    let uri = serve.uri("rbd/busy");
+    scope(|scope| {
+        let load = scope.spawn(|| {
+            let uri = format!("--uri={uri}");
+            let runtime = format!("--runtime={}", if full() { 30 } else { 8 });
+            let args = ["--name=load", "--ioengine=nbd", &uri, "--rw=randwrite", MIXED_SIZES];
+            let more = ["--iodepth=32", "--size=16M", "--time_based=1", &runtime[..]];
+            ceph.run("fio", &[&args[..], &more].concat()).ok();
+        });
+        sleep(Duration::from_millis(700));
+        let mut snapshots = Vec::new();
+        while !load.is_finished() && snapshots.len() < 30 {
+            let snapshot = format!("busy@{}", snapshots.len());
+            ceph.rbd(&["snap", "create", "--no-progress", &snapshot]);
+            let content = ceph.exported(&snapshot);
+            snapshots.push((snapshot, content));
+        }
+        load.join().unwrap();
+        // The last one may have been taken after the load.
+        assert!(snapshots.len() > 3, "{} snapshots are too few", snapshots.len());
+        for (snapshot, content) in &snapshots {
+            assert_eq!(ceph.exported(snapshot), *content, "{snapshot} has changed");
+        }
+        let different: std::collections::BTreeSet<_> =
+            snapshots.iter().map(|(_, content)| content).collect();
+        assert!(different.len() + 1 >= snapshots.len(), "nothing was written in between");
+    });
+    serve.assert_running();
+    super::data::assert_same_for_librbd_and_nbd(ceph, "busy", &uri);
+}
+
+#[test]
+fn features_that_we_do_not_keep_end_writing_until_they_are_gone() {
+    let ceph = one_osd();
+    ceph.plain_image("featured", "8M");
+    let serve = ceph.serve(&["rbd/featured"]);
+    let uri = serve.uri("rbd/featured");
+    assert!(io(&uri, &["write -P 1 0 64k"]));
+    ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "object-map"]);
+    assert!(!io(&uri, &["write -P 2 0 64k"]));
+    assert!(!io(&uri, &["discard 0 64k"]));
+    let read = run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 64k"]).ok();
+    assert!(read.contains("read 65536/65536"), "{read}");
+    let log = serve.log();
+    assert!(log.contains("can no longer be written to") && log.contains("object-map"), "{log}");
+    ceph.rbd(&["feature", "disable", "featured", "object-map", "exclusive-lock"]);
+    assert!(io(&uri, &["write -P 3 0 64k", "read -P 3 0 64k"]), "{}", serve.log());
+}
+
+#[test]
+fn the_watch_outlives_its_osd() {
+    let ceph = Ceph::start(Options { store: Store::Bluestore, ..Options::default() });
+    ceph.plain_image("image", "8M");
+    let serve = ceph.serve(&["rbd/image"]);
+    ceph.kill_osd(0);
+    ceph.start_osd(0);
+    wait_for("the watch is back", 20, || ceph.watchers("image") == 1);
+    still_told(&ceph, &serve, 12);
+    assert!(!serve.log().contains("lost the watch"), "{}", serve.log());
+    if !full() {
+        return;
+    }
+    // Longer than an OSD waits for a watcher, and so it is not expected to be there any more.
+    ceph.kill_osd(0);
+    wait_for("the loss is noticed", 60, || serve.log().contains("lost the watch"));
+    ceph.start_osd(0);
+    wait_for("the OSD is back", 60, || {
+        ceph.run("ceph", &["osd", "stat", "--format", "json"]).json()["num_up_osds"] == 1
+    });
+    wait_for("the watch is back", 60, || serve.log().contains("watching the image again"));
+    wait_for("no other is left", 60, || ceph.watchers("image") == 1);
+    still_told(&ceph, &serve, 16);
+}
+
+/// A change is in effect when `rbd` is done, without waiting for anybody's timeout.
+#[track_caller]
+fn still_told(ceph: &Ceph, serve: &Serve, megabytes: u64) {
+    let begun = Instant::now();
+    ceph.rbd(&["resize", "--no-progress", "--size", &format!("{megabytes}M"), "image"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    assert_eq!(size(&serve.uri("rbd/image")), megabytes << 20);
+}
