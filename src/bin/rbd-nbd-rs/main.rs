@@ -4,6 +4,7 @@
 
 mod bench;
 mod create;
+mod demo;
 mod info;
 mod list;
 mod output;
@@ -27,7 +28,14 @@ use clap::{Parser, Subcommand};
 #[command(name = "rbd-nbd-rs", version, about, after_help = config::HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    #[command(flatten)]
+    Verb(Verb),
+    Demo(demo::Demo),
 }
 
 #[derive(Subcommand, Debug)]
@@ -68,7 +76,12 @@ fn main() -> ExitCode {
         }
     };
     log_to_stderr();
-    match run(cli.verb, &ceph) {
+    let done = match cli.command {
+        Command::Verb(verb) => run(verb, &ceph),
+        // It brings its own cluster.
+        Command::Demo(demo) => demo.run(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rbd-nbd-rs: {error}");
