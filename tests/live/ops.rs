@@ -16,7 +16,7 @@ use proto::types::SnapId;
 use crate::support::{Ceph, Options, Store};
 
 /// Runs a test against the pool `rbd` of a cluster of its own.
-fn with_pool(test: impl AsyncFnOnce(&Ceph, Pool)) {
+pub(crate) fn with_pool(test: impl AsyncFnOnce(&Ceph, Pool)) {
     with_pool_of(Options::default(), test);
 }
 

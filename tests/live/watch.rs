@@ -1,9 +1,15 @@
-//! What others see of an image that we serve, and what we see of what they do to it.
+//! Watching objects; what others see of an image that we serve, and what we see of what they do to it.
 
+use std::process::{Command, Stdio};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use crate::support::{Ceph, Options, Serve, Store};
+use bytes::Bytes;
+use ceph_native::error::Kind;
+use ceph_native::pool::WatchEvent;
+
+use crate::ops::with_pool;
+use crate::support::{Ceph, Options, Serve, Store, run_in};
 use crate::{MIXED_SIZES, full, one_osd, run, sha256};
 
 impl Ceph {
@@ -47,6 +53,72 @@ fn wait_for(what: &str, seconds: u64, mut there: impl FnMut() -> bool) -> Durati
         sleep(Duration::from_millis(100));
     }
     begun.elapsed()
+}
+
+#[test]
+fn a_notification_of_rados_comes_and_our_answer_goes_back() {
+    with_pool(async |ceph, pool| {
+        assert_eq!(pool.watch("missing").await.unwrap_err().kind(), Kind::NotFound);
+        pool.write_full("o", Bytes::new()).await.unwrap();
+        let mut watch = pool.watch("o").await.unwrap();
+        let watchers = pool.watchers("o").await.unwrap();
+        assert_eq!((watchers.len(), watchers[0].cookie), (1, watch.cookie()));
+        let conf = ceph.conf();
+        let notify = tokio::task::spawn_blocking(move || {
+            let args = ["-p", "rbd", "notify", "o", "what is new"];
+            run_in("rados", &args, &[("CEPH_CONF", &conf)], 20).ok()
+        });
+        let WatchEvent::Notify(notification) = watch.next().await else { panic!("lost") };
+        assert!(notification.payload.ends_with(b"what is new"), "{notification:?}");
+        let news = Bytes::from_static(b"nothing at all");
+        watch.acknowledge(notification.id, news).await.unwrap();
+        let replies = notify.await.unwrap();
+        let cookie = format!("cookie {}", watch.cookie());
+        assert!(replies.contains(&cookie) && replies.contains("nothing at all"), "{replies}");
+
+        // Anew, as after a loss: the old one is gone.
+        watch.renew().await.unwrap();
+        let watchers = pool.watchers("o").await.unwrap();
+        assert_eq!((watchers.len(), watchers[0].cookie), (1, watch.cookie()));
+        watch.close().await.unwrap();
+        assert_eq!(pool.watchers("o").await.unwrap(), []);
+        // Whoever just drops it lets the OSD know as well.
+        drop(pool.watch("o").await.unwrap());
+        assert_eq!(pool.watchers("o").await.unwrap(), []);
+        // The object goes, and the watch with it.
+        let mut watch = pool.watch("o").await.unwrap();
+        pool.remove("o").await.unwrap();
+        let lost = tokio::time::timeout(Duration::from_secs(20), watch.next()).await;
+        assert!(matches!(lost, Ok(WatchEvent::Lost(_))), "{lost:?}");
+    });
+}
+
+#[test]
+fn our_notification_waits_for_those_who_watch() {
+    with_pool(async |ceph, pool| {
+        pool.write_full("o", Bytes::new()).await.unwrap();
+        assert!(pool.notify("o", Bytes::new()).await.unwrap(), "nobody to wait for");
+        let mut rados = Command::new("rados")
+            .args(["-p", "rbd", "watch", "o"])
+            .env("CEPH_CONF", ceph.conf())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        ceph.reap(rados.id());
+        while pool.watchers("o").await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(pool.notify("o", Bytes::from_static(b"news")).await.unwrap());
+        // One that does not answer is waited for, but not for ever.
+        run("kill", &["-STOP", &rados.id().to_string()]).ok();
+        let begun = Instant::now();
+        assert!(!pool.notify("o", Bytes::from_static(b"news")).await.unwrap());
+        let seconds = begun.elapsed().as_secs();
+        assert!((9..14).contains(&seconds), "{seconds} s");
+        rados.kill().unwrap();
+        rados.wait().unwrap();
+    });
 }
 
 #[test]
