@@ -50,8 +50,13 @@ impl<T> Objecter<T> {
         self.apply(now, maps)?;
         let epoch = self.epoch();
         self.newest = self.newest.max(maps.newest).max(epoch);
-        let held = self.ops.iter().any(|(_, op)| op.place == Place::Held);
-        if epoch < maps.newest || held {
+        // As long as somebody waits for an OSD that cannot be reached, the next map may say where else to go.
+        let waits = self.ops.iter().any(|(_, op)| match op.place {
+            Place::Held => true,
+            Place::Queued => self.is_unreachable(op.location.primary),
+            Place::Sent => false,
+        });
+        if epoch < maps.newest || waits {
             self.want_map();
         }
         Ok(epoch > before)
@@ -66,6 +71,10 @@ impl<T> Objecter<T> {
         if self.epoch() < newest {
             self.want_map();
         }
+    }
+
+    fn is_unreachable(&self, osd: Option<OsdId>) -> bool {
+        osd.and_then(|osd| self.sessions.get(&osd)).is_some_and(|session| session.lost)
     }
 
     /// The epoch of the map in use; 0 if there is none.

@@ -141,6 +141,8 @@ struct InFlight<T> {
 struct Session {
     addr: EntityAddr,
     open: bool,
+    /// There was one, or it was tried in vain, and there is none since.
+    lost: bool,
     backoffs: Vec<Backoff>,
 }
 
@@ -320,7 +322,7 @@ impl<T> Objecter<T> {
     /// There is a session with this OSD: everything for it is sent, again or for the first time.
     pub fn handle_session_open(&mut self, osd: OsdId) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
-        session.open = true;
+        (session.open, session.lost) = (true, false);
         session.backoffs.clear();
         self.send_again(|op| op.location.primary == Some(osd));
     }
@@ -329,7 +331,7 @@ impl<T> Objecter<T> {
     /// is gone as well, a new one is asked for.
     pub fn handle_session_lost(&mut self, now: Instant, osd: OsdId) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
-        session.open = false;
+        (session.open, session.lost) = (false, true);
         session.backoffs.clear();
         let addr = session.addr;
         self.renew_watches(now, |_, location, _, _| location.primary == Some(osd));
@@ -508,7 +510,7 @@ impl<T> Objecter<T> {
     fn open_session(&mut self, osd: OsdId) -> bool {
         let addr = self.placement.as_ref().and_then(|placement| placement.addr(osd));
         if let Some(addr) = addr {
-            self.sessions.insert(osd, Session { addr, open: false, backoffs: Vec::new() });
+            self.sessions.insert(osd, Session { addr, ..Session::default() });
             self.actions.push_back(Action::Open { osd, addr });
         }
         false

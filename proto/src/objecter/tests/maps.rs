@@ -121,6 +121,24 @@ fn missing_epochs_are_asked_for() {
 }
 
 #[test]
+fn whoever_waits_for_an_osd_wants_every_map() {
+    let mut world = World::connected();
+    world.write(1, &object_in(0));
+    world.sent();
+    world.lose(0);
+    assert!(world.actions().contains(&Action::WantMap { start: Epoch(2) }));
+    // That one has nothing to say about it.
+    world.acting(PG1, &[2, 1]);
+    assert_eq!(world.actions(), [Action::WantMap { start: Epoch(3) }]);
+    world.osd_up(0, 2);
+    assert_eq!(world.actions(), [Action::Close { osd: OsdId(0) }, open_action(0, 2)]);
+    world.open(0);
+    world.sent_one();
+    world.change(|_| ());
+    assert_eq!(world.actions(), []);
+}
+
+#[test]
 fn an_osd_that_is_gone_is_left_and_its_operations_wait() {
     let mut world = World::connected();
     world.write(1, &object_in(0));
