@@ -298,6 +298,21 @@ fn a_search_without_end_ends() {
 }
 
 #[test]
+fn a_reweighted_device_takes_inputs_below_its_weight() {
+    // crushtool of 16.2.15 says [] with --weight 0 0.2284393310546875 and [0] with --weight 0 0.22845458984375.
+    let mut map = tree(&[(-1, 1, &[0])]);
+    let steps = [(Op::TAKE, -1, 0), (Op::CHOOSE_FIRSTN, 1, 0), (Op::EMIT, 0, 0)];
+    let steps = steps.map(|(op, arg1, arg2)| Step { op, arg1, arg2 });
+    let kind = RuleKind::REPLICATED;
+    map.rules = vec![Some(Rule { kind, min_size: 1, max_size: 100, steps: steps.to_vec() })];
+    let low_half = 0x3a7b;
+    let mut scratch = Scratch::default();
+    assert_eq!(map.do_rule(0, 1, 1, &[low_half], None, &mut scratch), []);
+    assert_eq!(map.do_rule(0, 1, 1, &[low_half + 1], None, &mut scratch), [0]);
+    assert_eq!(map.do_rule(0, 1, 1, &[], None, &mut scratch), []);
+}
+
+#[test]
 fn weights_above_31_bits_count_as_negative() {
     // As in Ceph: such a weight makes a positive draw, which wins over all others.
     let mut map = tree(&[(-1, 1, &[0, 1, 2, 3])]);
