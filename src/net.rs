@@ -1,5 +1,8 @@
 //! Drives one session over one TCP stream: the only file that touches a socket of Ceph's.
 //!
+//! What a client finds around it, the network and randomness, comes through [`Surroundings`], so that a simulator
+//! (`tests/sim`) can put something else in their place.
+//!
 //! One task per connection. Each turn it writes everything that is queued with as few system calls as it takes, then
 //! reads everything that is there and hands it over at once, so that the cost of waking and of system calls is shared
 //! by all requests that are ready.
@@ -13,8 +16,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use proto::msgr;
+use proto::types::Entropy;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// How much is read at once, at most, in bytes: replies to a few dozen small reads.
@@ -66,18 +70,64 @@ pub(crate) trait Owner {
     fn receive(&self, input: &mut BytesMut) -> Result<usize, Lost>;
 }
 
+/// Bytes in order, in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A stream that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// What a client finds around it. Time is the tokio runtime's.
+pub trait Surroundings: Send + Sync {
+    /// Begins to connect to a daemon.
+    fn connect(&self, addr: SocketAddr) -> Connecting;
+
+    /// Random bytes.
+    fn entropy(&self) -> Box<dyn Entropy>;
+}
+
+/// The machine that this runs on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine;
+
+impl Surroundings for Machine {
+    fn connect(&self, addr: SocketAddr) -> Connecting {
+        Box::pin(async move {
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+
+    fn entropy(&self) -> Box<dyn Entropy> {
+        Box::new(OsEntropy)
+    }
+}
+
+/// Random bytes from the operating system.
+struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        // Only fails on systems without a random source, on which nothing could be kept secret.
+        getrandom::fill(bytes).unwrap_or_else(|error| panic!("no random bytes: {error}"));
+    }
+}
+
 /// Connects to a daemon.
-pub(crate) async fn connect(addr: SocketAddr) -> Result<TcpStream, Lost> {
-    let connecting = TcpStream::connect(addr);
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+pub(crate) async fn connect(
+    surroundings: &dyn Surroundings,
+    addr: SocketAddr,
+) -> Result<Box<dyn Stream>, Lost> {
+    tokio::time::timeout(CONNECT_TIMEOUT, surroundings.connect(addr))
         .await
-        .map_err(|_| Lost::ConnectTimeout)??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+        .map_err(|_| Lost::ConnectTimeout)?
+        .map_err(Lost::Io)
 }
 
 /// Moves bytes between the stream and its owner until one of them has had enough. Always ends with a reason.
-pub(crate) async fn drive(mut stream: TcpStream, owner: &impl Owner) -> Lost {
+pub(crate) async fn drive(mut stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
     let mut input = BytesMut::with_capacity(READ_CHUNK);
     poll_fn(|cx| {
         for _ in 0..READS_PER_TURN {

@@ -26,9 +26,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub(crate) use self::completion::Inbox;
 use self::completion::Waiter;
 pub use self::state::CommandOutput;
-use self::state::{OsEntropy, State};
+use self::state::State;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::net::Machine;
+pub use crate::net::{Connecting, Stream, Surroundings};
 
 /// A client of a cluster. Cheap to clone; when the last clone is dropped, its connections are closed.
 #[derive(Clone)]
@@ -45,7 +47,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// The supervisor has something to do.
     changed: Notify,
-    origin: std::time::Instant,
+    origin: tokio::time::Instant,
+    surroundings: Arc<dyn Surroundings>,
 }
 
 impl Shared {
@@ -97,16 +100,20 @@ impl Cluster {
     /// No monitor answers in `client_mount_timeout`, none of them lets us in, or the configuration lacks something: the
     /// text says which.
     pub async fn connect(config: Config) -> Result<Self> {
+        Self::connect_in(Arc::new(Machine), config).await
+    }
+
+    /// The same, in other surroundings than this machine's.
+    ///
+    /// # Errors
+    /// As [`Cluster::connect`].
+    pub async fn connect_in(surroundings: Arc<dyn Surroundings>, config: Config) -> Result<Self> {
         let mon = login::mon_config(&config).await?;
-        let origin = std::time::Instant::now();
-        let mon = Mon::new(Instant::default(), mon, Box::new(OsEntropy));
-        let mut nonce = [0; 4];
-        getrandom::fill(&mut nonce).map_err(|error| {
-            Error::new(Kind::Os(5), "no random bytes from the operating system").with_source(error)
-        })?;
-        let nonce = u32::from_le_bytes(nonce);
-        let state = State::new(mon, nonce, config.osd_op_timeout);
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), origin });
+        let origin = tokio::time::Instant::now();
+        let mon = Mon::new(Instant::default(), mon, surroundings.entropy());
+        let nonce = random(&*surroundings);
+        let state = Mutex::new(State::new(mon, nonce, config.osd_op_timeout));
+        let shared = Arc::new(Shared { state, changed: Notify::new(), origin, surroundings });
         let cluster = Self(Arc::new(Handle { shared: Arc::clone(&shared), config }));
         tokio::spawn(tasks::supervise(shared));
         cluster.wait_for_map(Epoch(1)).await?;
@@ -131,6 +138,11 @@ impl Cluster {
     /// The number that the monitors gave this client.
     pub fn global_id(&self) -> u64 {
         self.0.shared.lock().mon.global_id()
+    }
+
+    /// A random number.
+    pub(crate) fn random(&self) -> u32 {
+        random(&*self.0.shared.surroundings)
     }
 
     /// Looks at the current OSD map; `None` before there is one.
@@ -278,6 +290,12 @@ pub(crate) fn op_error(error: OpError) -> Error {
         ),
         _ => told,
     }
+}
+
+fn random(surroundings: &dyn Surroundings) -> u32 {
+    let mut bytes = [0; 4];
+    surroundings.entropy().fill(&mut bytes);
+    u32::from_le_bytes(bytes)
 }
 
 /// The time of day, for writes.

@@ -18,7 +18,7 @@ use proto::msg::{backoff::Backoff, kind};
 use proto::msgr::auth::ClientAuth;
 use proto::msgr::{self, ClientConfig, Connection, Event, Message, Outgoing, Timing, features};
 use proto::objecter::{Action, Objecter, WatchEvent};
-use proto::types::{AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, Tid};
+use proto::types::{AddrType, EntityAddr, EntityType, Epoch, Instant, OsdId, Tid};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,17 +40,6 @@ const SLOW_OP: Duration = Duration::from_secs(30);
 
 /// How many events of a watch wait for its owner, who has a problem if they ever do.
 const WATCH_EVENTS: usize = 256;
-
-/// Random bytes from the operating system.
-#[derive(Debug)]
-pub(crate) struct OsEntropy;
-
-impl Entropy for OsEntropy {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        // Only fails on systems without a random source, on which nothing could be kept secret.
-        getrandom::fill(bytes).unwrap_or_else(|error| panic!("no random bytes: {error}"));
-    }
-}
 
 /// Which connection, within this client.
 pub(crate) type LinkId = usize;

@@ -27,6 +27,8 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         }
         let wait = timeout.map_or(Duration::from_secs(3600), |timeout| timeout.since(shared.now()));
         tokio::select! {
+            // Not a random one first: the same input has to take the same course when it is replayed.
+            biased;
             () = shared.changed.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
@@ -35,7 +37,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
 
 /// Makes a connection and moves its bytes until it ends.
 async fn run_link(shared: Arc<Shared>, dial: Dial) {
-    let lost = match net::connect(dial.addr).await {
+    let lost = match net::connect(&*shared.surroundings, dial.addr).await {
         Ok(stream) => net::drive(stream, &Link { shared: &shared, id: dial.link }).await,
         Err(lost) => lost,
     };

@@ -96,7 +96,7 @@ pub async fn create(pool: &Pool, name: &str, options: &CreateOptions) -> Result<
         Err(error) => return Err(error),
     }
 
-    let id = new_id(pool)?;
+    let id = new_id(pool);
     let id_object = names::id_object(name);
     let reserve = vec![Op::Create { exclusive: true }, call(&SetId { id: id.clone() })];
     pool.operate(&id_object, reserve).await.context(&image)?;
@@ -198,12 +198,8 @@ fn check_data_pool(pool: &Pool) -> Result<()> {
 
 const EDOM: i32 = 33;
 
-fn new_id(pool: &Pool) -> Result<String> {
-    let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|error| {
-        Error::new(Kind::Os(5), "no random bytes from the operating system").with_source(error)
-    })?;
-    Ok(names::image_id(pool.cluster().global_id(), u32::from_le_bytes(random)))
+fn new_id(pool: &Pool) -> String {
+    names::image_id(pool.cluster().global_id(), pool.cluster().random())
 }
 
 fn call<M: Method>(method: &M) -> Op {
