@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{Auth, Ceph, Mode, Options, Store, run};
+use crate::full;
+use crate::support::{Auth, Ceph, Mode, Options, Release, Store, run};
 
 #[test]
 fn clusters_of_every_kind_take_writes() {
@@ -12,6 +13,29 @@ fn clusters_of_every_kind_take_writes() {
         let ceph = Ceph::start(Options { auth, mode, ..Options::default() });
         ceph.rbd(&["create", "--size", "1M", "image"]);
         assert_eq!(ceph.rbd(&["ls"]), "image\n", "{auth:?} {mode:?}");
+    }
+}
+
+#[test]
+fn clusters_of_every_release_take_writes() {
+    if !full() {
+        return;
+    }
+    let (reef, tentacle) = (Release::Reef, Release::Tentacle);
+    for (release, auth, key) in [
+        (reef, Auth::Cephx, "AQ"),
+        (reef, Auth::None, "AQ"),
+        (tentacle, Auth::Cephx, "Ag"),
+        (tentacle, Auth::Mixed, "Ag"),
+        (tentacle, Auth::Aes, "AQ"),
+    ] {
+        let ceph = Ceph::start(Options { release, auth, ..Options::default() });
+        let version = ceph.ceph(&["version"]);
+        assert!(version.contains(&format!("ceph version {release}.")), "{version}");
+        ceph.rbd(&["create", "--size", "1M", "image"]);
+        assert_eq!(ceph.rbd(&["ls"]), "image\n", "{release} {auth:?}");
+        let keys = std::fs::read_to_string(ceph.keyring()).unwrap();
+        assert!(keys.contains(&format!("key = {key}")), "{release} {auth:?}: {keys}");
     }
 }
 

@@ -1,5 +1,6 @@
-//! A real Ceph cluster of the installed release on a loopback address of its own, up in a second, gone with its
-//! process.
+//! A real Ceph cluster on a loopback address of its own, up in a second, gone with its process. Its release is this
+//! host's 16, or one of those that `tests/install --full` installs: then everything that is run against it with
+//! [`Ceph::run`] is of that release, too (`tests/in-release`).
 //!
 //! Two things make it fast: everything that can be is put into the monitors' first store by offline tools (keys, OSDs
 //! in the CRUSH map), so that no command waits for a Paxos round; and the monitors don't wait before they propose. The
@@ -23,16 +24,49 @@ use super::serve::program;
 /// How a cluster is to be. `Options::default()` is one memstore OSD, one monitor, cephx, and Ceph's default modes.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    pub(crate) release: Release,
     pub(crate) osds: u32,
     pub(crate) mons: u32,
     pub(crate) store: Store,
     pub(crate) auth: Auth,
     pub(crate) mode: Mode,
+    /// More lines for the `[global]` section of `ceph.conf`.
+    pub(crate) conf: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { osds: 1, mons: 1, store: Store::Memstore, auth: Auth::Cephx, mode: Mode::Default }
+        Self {
+            release: Release::Pacific,
+            osds: 1,
+            mons: 1,
+            store: Store::Memstore,
+            auth: Auth::Cephx,
+            mode: Mode::Default,
+            conf: "",
+        }
+    }
+}
+
+/// A release of Ceph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Release {
+    /// 16.2, this host's own.
+    Pacific = 16,
+    /// 18.2.
+    Reef = 18,
+    /// 20.2.
+    Tentacle = 20,
+}
+
+impl Release {
+    /// All there are. Only the first needs no `tests/install --full`.
+    pub(crate) const ALL: [Self; 3] = [Self::Pacific, Self::Reef, Self::Tentacle];
+}
+
+impl std::fmt::Display for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", *self as u32)
     }
 }
 
@@ -48,7 +82,12 @@ pub(crate) enum Store {
 /// Whether anybody has to prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Auth {
+    /// As a new cluster of its release has it: with `aes` keys before Tentacle, which allows `aes256k` only.
     Cephx,
+    /// Tentacle as it is after an upgrade: `aes` keys only, and tickets of that type.
+    Aes,
+    /// Tentacle with `aes256k` keys, which allows `aes` keys, too: `create_client` takes `--key_type=aes`.
+    Mixed,
     None,
 }
 
@@ -162,7 +201,33 @@ impl Ceph {
 
     /// Runs a client program against this cluster.
     pub(crate) fn run(&self, program: &str, args: &[&str]) -> Ran {
-        run_in(program, args, &[("CEPH_CONF", &self.conf())], 180)
+        self.run_for(program, args, 180)
+    }
+
+    fn run_for(&self, program: &str, args: &[&str], limit_seconds: u32) -> Ran {
+        let (program, first) = self.invocation(program);
+        let first: Vec<_> = first.iter().map(String::as_str).collect();
+        let args = [&first[..], args].concat();
+        run_in(&program, &args, &[("CEPH_CONF", &self.conf())], limit_seconds)
+    }
+
+    /// The same for a program that is to run beside the test: of the cluster's release, configured for it.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let (program, first) = self.invocation(program);
+        let mut command = Command::new(program);
+        command.args(first).env("CEPH_CONF", self.conf());
+        command
+    }
+
+    /// How to run a program of the cluster's release.
+    fn invocation(&self, program: &str) -> (String, Vec<String>) {
+        match self.options.release {
+            Release::Pacific => (program.to_owned(), Vec::new()),
+            release => {
+                let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/in-release");
+                (script.to_owned(), vec![release.to_string(), program.to_owned()])
+            }
+        }
     }
 
     /// `rbd`, which must succeed; its standard output.
@@ -187,6 +252,16 @@ impl Ceph {
     #[track_caller]
     pub(crate) fn create_pool(&self, name: &str) {
         self.ceph(&["osd", "pool", "create", name, "32"]);
+        self.ceph(&["osd", "pool", "application", "enable", name, "rbd"]);
+    }
+
+    /// An erasure-coded pool (2+1) for the data of images. It takes three OSDs.
+    #[track_caller]
+    pub(crate) fn create_coded_pool(&self, name: &str) {
+        let profile = ["k=2", "m=1", "plugin=jerasure", "crush-failure-domain=osd"];
+        self.ceph(&[&["osd", "erasure-code-profile", "set", "two-one"], &profile[..]].concat());
+        self.ceph(&["osd", "pool", "create", name, "32", "32", "erasure", "two-one"]);
+        self.ceph(&["osd", "pool", "set", name, "allow_ec_overwrites", "true"]);
         self.ceph(&["osd", "pool", "application", "enable", name, "rbd"]);
     }
 
@@ -234,13 +309,12 @@ impl Ceph {
         fs::write(self.conf(), self.conf_text(uuid.trim())).unwrap();
 
         let all = ["mon", "osd", "mgr"];
-        let keyring = Keyring::new(self.keyring());
-        keyring.add("mon.", &[("mon", "allow *")]);
-        keyring.add("client.admin", &all.map(|daemon| (daemon, "allow *")));
+        self.add_key("mon.", &[("mon", "allow *")]);
+        self.add_key("client.admin", &all.map(|daemon| (daemon, "allow *")));
         for i in 0..self.options.osds {
             let caps =
                 [("mon", "allow profile osd"), ("mgr", "allow profile osd"), ("osd", "allow *")];
-            keyring.add(&format!("osd.{i}"), &caps);
+            self.add_key(&format!("osd.{i}"), &caps);
         }
 
         let path = |name: &str| self.dir.join(name).to_str().unwrap().to_owned();
@@ -253,13 +327,28 @@ impl Ceph {
                 format!("[v2:{}]", self.mon_addr(i)),
             ]);
         }
+        if self.options.release > Release::Pacific {
+            args.push("--enable-all-features".to_owned());
+        }
+        let ciphers: &[_] = match self.options.auth {
+            Auth::Aes => &[
+                ("allowed-ciphers", "aes"),
+                ("service-cipher", "aes"),
+                ("preferred-cipher", "aes"),
+            ],
+            Auth::Mixed => &[("allowed-ciphers", "aes,aes256k")],
+            Auth::Cephx | Auth::None => &[],
+        };
+        for (rule, ciphers) in ciphers {
+            args.extend([format!("--auth-{rule}"), (*ciphers).to_owned()]);
+        }
         args.push(monmap.clone());
         self.run("monmaptool", &args.iter().map(String::as_str).collect::<Vec<_>>()).ok();
         let osds = self.options.osds.to_string();
         self.run("osdmaptool", &["--createsimple", &osds, &osdmap]).ok();
 
-        let conf = path("ceph.conf");
-        let maps = ["--monmap", &monmap, "--osdmap", &osdmap, "--keyring", keyring.path()];
+        let (conf, keyring) = (path("ceph.conf"), path("keyring"));
+        let maps = ["--monmap", &monmap, "--osdmap", &osdmap, "--keyring", &keyring];
         for i in 0..self.options.mons {
             fs::create_dir_all(self.dir.join("mon").join(mon_name(i))).unwrap();
             let who = ["-c", &conf, "-i", mon_name(i), "--mkfs"];
@@ -268,7 +357,7 @@ impl Ceph {
         // The slow part with bluestore, so all at once. Without --no-mon-config an OSD asks the monitors first.
         std::thread::scope(|scope| {
             for i in 0..self.options.osds {
-                let (conf, keyring) = (&conf, keyring.path());
+                let (conf, keyring) = (&conf, &keyring);
                 scope.spawn(move || {
                     let id = i.to_string();
                     fs::create_dir_all(self.dir.join("osd").join(&id)).unwrap();
@@ -280,11 +369,31 @@ impl Ceph {
         });
     }
 
+    /// Adds a new key to the keyring.
+    fn add_key(&self, name: &str, caps: &[(&str, &str)]) {
+        let keyring = self.keyring();
+        let mut args = vec![keyring.to_str().unwrap(), "--gen-key", "-n", name];
+        if !keyring.exists() {
+            args.push("--create-keyring");
+        }
+        if self.options.auth == Auth::Aes {
+            args.push("--key-type=aes");
+        }
+        for (service, cap) in caps {
+            args.extend(["--cap", service, cap]);
+        }
+        self.run("ceph-authtool", &args).ok();
+    }
+
     fn conf_text(&self, fsid: &str) -> String {
-        let Options { osds, mons, store, auth, mode } = &self.options;
+        let Options { release, osds, mons, store, auth, mode, conf } = &self.options;
         let hosts: Vec<_> = (0..*mons).map(|i| format!("[v2:{}]", self.mon_addr(i))).collect();
         let names: Vec<_> = (0..*mons).map(mon_name).collect();
-        let auth = if *auth == Auth::Cephx { "cephx" } else { "none" };
+        let (auth, insecure_keys) = match auth {
+            Auth::Cephx => ("cephx", ""),
+            Auth::Aes | Auth::Mixed => ("cephx", "mon auth allow insecure key = true\n"),
+            Auth::None => ("none", ""),
+        };
         let store = if *store == Store::Memstore { "memstore" } else { "bluestore" };
         let mut modes = String::new();
         for option in ["cluster", "service", "client", "mon_cluster", "mon_service", "mon_client"] {
@@ -294,6 +403,14 @@ impl Ceph {
                 Mode::Secure => writeln!(modes, "ms_{option}_mode = secure").unwrap(),
             }
         }
+        // Debian's builds of the later releases look for object classes below the working directory.
+        let classes = match release {
+            Release::Pacific => String::new(),
+            _ => format!(
+                "osd class dir = /usr/lib/{}-linux-gnu/rados-classes\nosd mclock skip benchmark = true\n",
+                std::env::consts::ARCH
+            ),
+        };
         format!(
             "[global]
 fsid = {fsid}
@@ -317,14 +434,15 @@ osd pool default pg autoscale mode = off
 mon allow pool size one = true
 mon allow pool delete = true
 mon max pg per osd = 1000
-[client]
+{conf}[client]
 admin socket =
 log file =
 rbd cache = false
 [mon]
 mon data = {dir}/mon/$id
 mon data avail crit = 0
-auth allow insecure global id reclaim = false
+mon debug no require bluestore for ec overwrites = true
+{insecure_keys}auth allow insecure global id reclaim = false
 paxos propose interval = 0.05
 paxos min wait = 0.01
 mon lease = 1
@@ -345,7 +463,7 @@ osd memory target = 1073741824
 osd op queue = wpq
 osd heartbeat interval = 1
 osd heartbeat grace = 5
-",
+{classes}",
             hosts = hosts.join(","),
             names = names.join(","),
             dir = self.dir.display(),
@@ -361,7 +479,8 @@ osd heartbeat grace = 5
 
     fn spawn(&self, program: &str, name: &str, args: &[&str]) {
         let log = File::create(self.dir.join("log").join(format!("{name}.out"))).unwrap();
-        let child = Command::new(program)
+        let child = self
+            .command(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -391,30 +510,6 @@ impl Drop for Ceph {
             drop(stdin);
             let _ = reaper.wait();
         }
-    }
-}
-
-/// Builds a keyring file with `ceph-authtool`.
-struct Keyring(String);
-
-impl Keyring {
-    fn new(path: PathBuf) -> Self {
-        Self(path.to_str().unwrap().to_owned())
-    }
-
-    fn path(&self) -> &str {
-        &self.0
-    }
-
-    fn add(&self, name: &str, caps: &[(&str, &str)]) {
-        let mut args = vec![self.path(), "--gen-key", "-n", name];
-        if !Path::new(self.path()).exists() {
-            args.push("--create-keyring");
-        }
-        for (service, cap) in caps {
-            args.extend(["--cap", service, cap]);
-        }
-        run_in("ceph-authtool", &args, &[], 30).ok();
     }
 }
 

@@ -7,6 +7,6 @@ mod ceph;
 mod run;
 mod serve;
 
-pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Store};
+pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Release, Store};
 pub(crate) use self::run::{Ran, run, run_in};
 pub(crate) use self::serve::{Serve, program};

@@ -36,6 +36,12 @@ impl Ceph {
     /// Serves images on a socket of their own and returns when it takes connections.
     #[track_caller]
     pub(crate) fn serve(&self, args: &[&str]) -> Serve {
+        self.serve_telling(args, None)
+    }
+
+    /// The same, with a filter (`RUST_LOG`) for what it says.
+    #[track_caller]
+    pub(crate) fn serve_telling(&self, args: &[&str], filter: Option<&str>) -> Serve {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let socket = self.dir().join(format!("nbd{number}.sock"));
@@ -47,6 +53,7 @@ impl Ceph {
             .arg("--socket")
             .arg(&socket)
             .env("CEPH_CONF", self.conf())
+            .envs(filter.map(|filter| ("RUST_LOG", filter)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
