@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use nbd::device::{Allocation, Completion, Device, Errno, Extent, Geometry, Op, Outcome, ReadData};
 use nbd::device::{Queue, Request, Segment};
 
+use crate::error::Kind;
 use crate::image::{self, Image, Io};
 
 /// The longest read or write, in bytes: what NBD clients take for granted at most.
@@ -54,6 +55,10 @@ impl Queue for ImageQueue {
         self.queue.submit(request.token, io(request.op));
     }
 
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.queue.poll_room(cx)
+    }
+
     fn kick(&mut self) {
         self.queue.kick();
     }
@@ -67,7 +72,11 @@ impl Queue for ImageQueue {
         }
         out.extend(self.done.drain(..).map(|done| {
             let result = done.result.map(outcome).map_err(|error| {
-                tracing::error!(%error, "I/O failed");
+                match error.kind() {
+                    // That it will go on like this was said when it began.
+                    Kind::Fenced => tracing::debug!(%error, "I/O failed"),
+                    _ => tracing::error!(%error, "I/O failed"),
+                }
                 Errno::from_os(error.errno())
             });
             Completion { token: done.token, result }

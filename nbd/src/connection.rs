@@ -201,14 +201,18 @@ impl<'a, S: Stream> Transmission<'a, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let received = self.poll_receive(cx)?;
-            let parsed = self.parse();
+            let parsed = self.parse(cx);
             let completed = self.poll_complete(cx);
             let sent = self.poll_send(cx)?;
             if received || parsed || completed || sent {
                 continue;
             }
-            // With nothing in flight there was room, so what is left of the input is no whole request.
-            if self.is_last_read() && self.pending.is_empty() && self.replies.bytes() == 0 {
+            // Where there is room, what is left of the input is no whole request.
+            if self.is_last_read()
+                && self.pending.is_empty()
+                && self.replies.bytes() == 0
+                && (self.input.is_empty() || self.has_room(cx))
+            {
                 return Poll::Ready(Ok(()));
             }
             return Poll::Pending;
@@ -220,14 +224,16 @@ impl<'a, S: Stream> Transmission<'a, S> {
         self.end_of_input || self.draining.is_some() || matches!(self.reading, Reading::Nothing(_))
     }
 
-    /// Whether one more request may be taken in.
-    fn has_room(&self) -> bool {
+    /// Whether one more request may be taken in. If not, this task is woken when it may: by the device, or as what is
+    /// in flight is completed and sent.
+    fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
         self.pending.len() < limits::REQUESTS_IN_FLIGHT
             && self.pending_cost + self.replies.bytes() < limits::BYTES_IN_FLIGHT
+            && self.queue.poll_room(cx).is_ready()
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.is_last_read() || !self.has_room() {
+        if self.is_last_read() || !self.has_room(cx) {
             return Ok(false);
         }
         self.make_room();
@@ -263,14 +269,14 @@ impl<'a, S: Stream> Transmission<'a, S> {
     }
 
     /// Takes requests off the input and hands them to the device, as one batch.
-    fn parse(&mut self) -> bool {
+    fn parse(&mut self, cx: &mut Context<'_>) -> bool {
         if self.input.is_empty() {
             return false;
         }
         let mut parsed = false;
         let mut submitted = false;
         self.terms.geometry = self.device.geometry();
-        while self.has_room() {
+        while self.has_room(cx) {
             if let Reading::Refused { cookie, refusal, left } = self.reading {
                 let now = left.min(self.input.len());
                 self.input.advance(now);

@@ -28,8 +28,16 @@ pub trait Queue: Send + 'static {
     /// Takes a request. Never blocks, never refuses, and need not send anything yet.
     ///
     /// The server has checked the range against the size and the block sizes of [`Device::geometry`]; a device that
-    /// shrank in between answers [`Errno::EINVAL`]. How much is in flight is bounded by the server.
+    /// shrank in between answers [`Errno::EINVAL`]. How much one connection has in flight is bounded by the server, how
+    /// much all of them have by [`Queue::poll_room`].
     fn submit(&mut self, request: Request);
+
+    /// Ready if the device has room for another request; otherwise the task of `cx` is woken when it has. The server
+    /// then leaves what comes where it is, in the socket. Asked before every request: must be cheap.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
+    }
 
     /// Everything submitted so far goes out now, as one batch. Never blocks.
     fn kick(&mut self);

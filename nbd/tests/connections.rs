@@ -57,6 +57,43 @@ fn requests_may_come_byte_by_byte_or_all_at_once() {
 }
 
 #[test]
+fn a_device_that_is_full_leaves_requests_in_the_sockets_of_all_connections() {
+    const ROOM: u64 = 5;
+    const BLOCK: usize = 64 << 10;
+
+    let (served, device) = wayward(16 << 20);
+    device.manner.lock().unwrap().room = ROOM;
+    device.hold();
+    let mut clients: Vec<_> = (0..3).map(|_| Raw::connect(&served.socket())).collect();
+    let writers: Vec<_> = clients
+        .iter_mut()
+        .map(|client| {
+            let mut stream = client.0.try_clone().unwrap();
+            // More than a receive buffer and the socket hold: only a server that reads on lets it finish.
+            std::thread::spawn(move || {
+                for cookie in 0..100 {
+                    stream.write_all(&write(cookie, cookie << 16, &[1; BLOCK])).unwrap();
+                }
+                stream.shutdown(Shutdown::Write).unwrap();
+            })
+        })
+        .collect();
+    device.wait_for(ROOM);
+    // Time to read more than it should.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(device.in_flight.load(Ordering::SeqCst), ROOM);
+    assert!(writers.iter().all(|writer| !writer.is_finished()));
+    device.let_go();
+    for client in &mut clients {
+        let mut cookies: Vec<_> = (0..100).map(|_| client.reply()).collect();
+        cookies.sort_unstable();
+        assert_eq!(cookies, (0..100).map(|cookie| (0, cookie)).collect::<Vec<_>>());
+        assert!(client.is_over());
+    }
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+}
+
+#[test]
 fn a_client_that_closed_its_half_gets_its_answers() {
     let (served, device) = wayward(1 << 20);
     device.hold();

@@ -42,3 +42,10 @@ pub const CRUSH_WORK: u64 = 1 << 24;
 /// Operations in flight of one client. Users bound theirs far below that (NBD connections by requests and bytes); more
 /// would only queue in front of the OSDs. A power of two: a tid names the operation's slot in that many bits.
 pub const OPS_IN_FLIGHT: usize = 1 << 20;
+
+/// What one OSD has of ours at once, in bytes that operations carry or ask for: enough for a fast network's latency,
+/// and with one more operation still less than [`SEND_QUEUE_BYTES`].
+pub const SESSION_BYTES: u64 = 16 << 20;
+
+/// Operations that one OSD has of ours at once: as many as `objecter_inflight_ops` lets all of them have.
+pub const SESSION_OPS: usize = 1024;

@@ -5,13 +5,16 @@
 //! right connection, and whoever receives replies puts the results where they are waited for: no task and no channel
 //! per operation.
 
+mod budget;
 mod completion;
 mod login;
 mod state;
 mod tasks;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use proto::mon::Mon;
@@ -23,6 +26,8 @@ use proto::osdmap::OsdMap;
 use proto::types::{Epoch, Fsid, Instant, UTime};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub(crate) use self::budget::Budget;
+use self::budget::Share;
 pub(crate) use self::completion::Inbox;
 use self::completion::Waiter;
 pub use self::state::CommandOutput;
@@ -45,6 +50,10 @@ struct Handle {
 /// What the tasks and the users of a client share.
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// There is no room for another operation: a hint for those who would ask for each.
+    full: AtomicBool,
+    /// What this client has in flight of what the process may have.
+    share: Share,
     /// The supervisor has something to do.
     changed: Notify,
     origin: tokio::time::Instant,
@@ -65,18 +74,44 @@ impl Shared {
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let now = self.now();
         let mut to_wake = Vec::new();
-        let (result, supervise) = {
+        let (result, supervise, roomy) = {
             let mut state = self.lock();
             let result = change(&mut state);
-            (result, state.settle(now, &mut to_wake))
+            let supervise = state.settle(now, &mut to_wake);
+            (result, supervise, self.account(&mut state))
         };
         for inbox in to_wake {
             inbox.wake();
+        }
+        for waker in roomy {
+            waker.wake();
         }
         if supervise {
             self.changed.notify_one();
         }
         result
+    }
+}
+
+/// How much is in flight.
+impl Shared {
+    /// Publishes what is in flight, and returns who can go on.
+    fn account(&self, state: &mut State) -> Vec<Waker> {
+        let objecter = &state.objecter;
+        self.full.store(!objecter.has_room(), Ordering::Relaxed);
+        self.share.set(objecter.in_flight() as u64, objecter.bytes_in_flight());
+        state.take_room_waiters()
+    }
+
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.full.load(Ordering::Relaxed) {
+            let mut state = self.lock();
+            if !state.objecter.has_room() {
+                state.wait_for_room(cx.waker());
+                return Poll::Pending;
+            }
+        }
+        self.share.poll_room(cx)
     }
 }
 
@@ -112,8 +147,14 @@ impl Cluster {
         let origin = tokio::time::Instant::now();
         let mon = Mon::new(Instant::default(), mon, surroundings.entropy());
         let nonce = random(&*surroundings);
-        let state = Mutex::new(State::new(mon, nonce, config.osd_op_timeout));
-        let shared = Arc::new(Shared { state, changed: Notify::new(), origin, surroundings });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(mon, surroundings.entropy(), nonce, &config)),
+            full: AtomicBool::new(false),
+            share: Share::default(),
+            changed: Notify::new(),
+            origin,
+            surroundings,
+        });
         let cluster = Self(Arc::new(Handle { shared: Arc::clone(&shared), config }));
         tokio::spawn(tasks::supervise(shared));
         cluster.wait_for_map(Epoch(1)).await?;
@@ -254,7 +295,30 @@ impl Cluster {
     pub(crate) fn submit(&self, operation: Operation, inbox: &Arc<Inbox>, token: u64) {
         let shared = &self.0.shared;
         let now = shared.now();
-        shared.lock().submit(now, operation, Waiter::Batch(Arc::clone(inbox), token));
+        let mut state = shared.lock();
+        state.submit(now, operation, Waiter::Batch(Arc::clone(inbox), token));
+        if !state.objecter.has_room() {
+            shared.full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ready if this client and the process may have another operation in flight (`objecter_inflight_ops`,
+    /// `objecter_inflight_op_bytes`); otherwise the task of `cx` is woken when they may. What is submitted without
+    /// asking is carried out nevertheless.
+    #[inline]
+    pub(crate) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.shared.poll_room(cx)
+    }
+
+    /// Has nothing more sent before there is an OSD map of this epoch: for whoever fenced another client by it, so that
+    /// OSDs know of that before they see what is done next.
+    pub fn set_barrier(&self, epoch: Epoch) {
+        self.0.shared.with(|state| state.objecter.set_barrier(epoch));
+    }
+
+    /// Whether the cluster has fenced this client off. There is no way back.
+    pub fn is_fenced(&self) -> bool {
+        self.0.shared.lock().objecter.is_fenced()
     }
 
     /// Sends what was submitted.
@@ -280,6 +344,7 @@ pub(crate) fn op_error(error: OpError) -> Error {
         OpError::NoPool(_) => Kind::NotFound,
         OpError::TimedOut(_) => Kind::TimedOut,
         OpError::Blocklisted => Kind::Fenced,
+        OpError::Full(_) => Kind::Full,
         _ => Kind::Os(5),
     };
     let told = Error::new(kind, error.to_string());

@@ -18,12 +18,13 @@ use proto::msg::{backoff::Backoff, kind};
 use proto::msgr::auth::ClientAuth;
 use proto::msgr::{self, ClientConfig, Connection, Event, Message, Outgoing, Timing, features};
 use proto::objecter::{Action, Objecter, WatchEvent};
-use proto::types::{AddrType, EntityAddr, EntityType, Epoch, Instant, OsdId, Tid};
+use proto::types::{AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, Tid};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use super::completion::{Inbox, Waiter};
 use super::wall_clock;
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Lost, TryWrite, WRITE_PIECES};
 
@@ -40,6 +41,12 @@ const SLOW_OP: Duration = Duration::from_secs(30);
 
 /// How many events of a watch wait for its owner, who has a problem if they ever do.
 const WATCH_EVENTS: usize = 256;
+/// Between half of a time and all of it, so that clients that lost an OSD together don't call it together.
+fn jittered(entropy: &mut dyn Entropy, wait: Duration) -> Duration {
+    let mut random = [0];
+    entropy.fill(&mut random);
+    wait / 2 + wait * u32::from(random[0]) / 510
+}
 
 /// Which connection, within this client.
 pub(crate) type LinkId = usize;
@@ -112,6 +119,7 @@ pub struct CommandOutput {
 pub(crate) struct State {
     pub(super) mon: Mon,
     pub(super) objecter: Objecter<Waiter>,
+    entropy: Box<dyn Entropy>,
     links: Slab<Link>,
     monitors: BTreeMap<mon::ConnId, LinkId>,
     osds: BTreeMap<OsdId, OsdState>,
@@ -140,13 +148,22 @@ pub(crate) struct State {
     last_notify: u64,
     /// What the supervisor was last told to wait for.
     next_timeout: Option<Instant>,
+    /// Who waits until there is room for another operation.
+    room_waiters: Vec<Waker>,
+    /// That the cluster fenced us was said.
+    told_fenced: bool,
 }
 
 impl State {
-    pub(super) fn new(mon: Mon, nonce: u32, op_timeout: Option<Duration>) -> Self {
+    pub(super) fn new(mon: Mon, entropy: Box<dyn Entropy>, nonce: u32, config: &Config) -> Self {
+        let mut objecter = Objecter::new(features::SUPPORTED, config.osd_op_timeout);
+        objecter.set_limits(config.inflight_ops, config.inflight_bytes);
+        objecter.set_abort_on_full(config.abort_on_full);
+        objecter.set_location(config.crush_location.clone());
         Self {
             mon,
-            objecter: Objecter::new(features::SUPPORTED, op_timeout),
+            objecter,
+            entropy,
             links: Slab::new(),
             monitors: BTreeMap::new(),
             osds: BTreeMap::new(),
@@ -165,6 +182,8 @@ impl State {
             notifies: BTreeMap::new(),
             last_notify: 0,
             next_timeout: None,
+            room_waiters: Vec::new(),
+            told_fenced: false,
         }
     }
 
@@ -324,13 +343,50 @@ impl State {
         while let Some((cookie, event)) = self.objecter.poll_watch_event() {
             self.deliver_watch_event(cookie, event);
         }
-        if let Some(due) = self.objecter.poll_timeout()
+        if let Some(due) = self.next_objecter_timeout()
             && self.next_timeout.is_none_or(|next| due < next)
         {
             self.next_timeout = Some(due);
             self.supervise = true;
         }
+        if self.objecter.is_fenced() && !self.told_fenced {
+            self.told_fenced = true;
+            self.tell_fenced();
+        }
         std::mem::take(&mut self.supervise)
+    }
+
+    fn next_objecter_timeout(&self) -> Option<Instant> {
+        self.objecter.poll_timeout().into_iter().chain(self.objecter.poll_tick()).min()
+    }
+
+    /// Says once, loudly, what every operation that fails from now on cannot say better.
+    fn tell_fenced(&self) {
+        let addr = EntityAddr { kind: AddrType::ANY, ..self.local };
+        tracing::error!(
+            client = self.mon.global_id(),
+            %addr,
+            epoch = self.objecter.map().map(|map| map.epoch.0),
+            "the cluster has fenced this client off (blocklisted it): all I/O fails from now on, and nothing of it is \
+             applied. Another host took over its images, or an administrator fenced this one off: `ceph osd blocklist \
+             ls` shows until when. Make sure that nobody else uses the images, then restart this client, which gives \
+             it a new address"
+        );
+    }
+
+    /// Who waits for room, if there is some now.
+    pub(super) fn take_room_waiters(&mut self) -> Vec<Waker> {
+        match self.objecter.has_room() {
+            true => std::mem::take(&mut self.room_waiters),
+            false => Vec::new(),
+        }
+    }
+
+    /// Keeps whoever waits for room; each once.
+    pub(super) fn wait_for_room(&mut self, waker: &Waker) {
+        if !self.room_waiters.iter().any(|waiting| waiting.will_wake(waker)) {
+            self.room_waiters.push(waker.clone());
+        }
     }
 }
 
@@ -344,7 +400,8 @@ impl State {
                     return self.dial_osd(now, osd, addr);
                 }
                 let wait = REDIAL_FIRST.saturating_mul(1 << state.failures.min(10));
-                state.redial = Some((now + wait.min(REDIAL_LAST), addr));
+                let wait = jittered(&mut *self.entropy, wait.min(REDIAL_LAST));
+                state.redial = Some((now + wait, addr));
             }
             Action::Close { osd } => {
                 if let Some(state) = self.osds.remove(&osd)
@@ -651,7 +708,7 @@ impl State {
         let redials = self.osds.values().filter_map(|osd| osd.redial.map(|(when, _)| when));
         let others = [
             self.mon.poll_timeout(),
-            self.objecter.poll_timeout(),
+            self.next_objecter_timeout(),
             self.map_again,
             self.slow_check.map(|(when, _)| when),
         ];
@@ -665,6 +722,7 @@ impl State {
         }
         self.mon.handle_timeout(now);
         self.objecter.handle_timeout(now);
+        self.objecter.handle_tick(now);
         for (_, link) in &mut self.links {
             if link.connection.poll_timeout().is_some_and(|when| when <= now) {
                 match link.connection.handle_timeout(now) {

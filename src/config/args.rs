@@ -33,6 +33,7 @@ pub struct Args {
 
 /// Options that take no value, beside those given as `--no-…`.
 const FLAGS: &[&str] = &[
+    "abort_on_full",
     "rbd_cache",
     "rbd_cache_writethrough_until_flush",
     "log_to_stderr",
@@ -55,6 +56,7 @@ const FAMILIES: &[&str] = &[
     "admin_socket",
     "auth_",
     "client_mount_timeout",
+    "crush_location",
     "debug_",
     "err_",
     "fsid",

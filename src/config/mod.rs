@@ -200,8 +200,28 @@ pub struct Config {
     pub inflight_ops: u64,
     /// Bytes in flight, at most.
     pub inflight_bytes: u64,
+    /// Fail writes to full pools instead of waiting for space (`abort_on_full`, as of the kernel's client).
+    pub abort_on_full: bool,
+    /// Who answers reads of images (`rbd_read_from_replica_policy`).
+    pub read_from: ReadFrom,
+    /// Where this client is in the CRUSH hierarchy: types and names of buckets (`crush_location`).
+    pub crush_location: Vec<(String, String)>,
+    /// Where this process can be asked what it does (`admin_socket`).
+    pub admin_socket: Option<PathBuf>,
     /// What new images are like.
     pub rbd: RbdDefaults,
+}
+
+/// Which of an object's replicas answer reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// The primary.
+    #[default]
+    Primary,
+    /// All of them, in turns.
+    Balance,
+    /// The nearest, by `crush_location`.
+    Localize,
 }
 
 /// Options whose names begin with `rbd_`.
@@ -287,6 +307,11 @@ impl Config {
             mon_op_timeout: timeout("rados_mon_op_timeout")?,
             inflight_ops: values.get("objecter_inflight_ops").count()?,
             inflight_bytes: values.get("objecter_inflight_op_bytes").bytes()?,
+            abort_on_full: values.get("abort_on_full").bool()?,
+            read_from: read_from(&values.get("rbd_read_from_replica_policy"))?,
+            crush_location: crush_location(&values.get("crush_location"))?,
+            admin_socket: Some(PathBuf::from(values.get("admin_socket").text))
+                .filter(|path| !path.as_os_str().is_empty()),
             rbd: rbd_defaults(values)?,
             path: values.path.clone(),
         })
@@ -365,6 +390,28 @@ fn modes(value: &Value) -> Result<Vec<ConnectionMode>, ConfigError> {
     });
     let modes = modes.collect::<Result<Vec<_>, _>>()?;
     if modes.is_empty() { Err(value.wrong("crc, secure, or both")) } else { Ok(modes) }
+}
+
+fn read_from(value: &Value) -> Result<ReadFrom, ConfigError> {
+    match value.text.as_str() {
+        "default" | "no" => Ok(ReadFrom::Primary),
+        "balance" => Ok(ReadFrom::Balance),
+        "localize" => Ok(ReadFrom::Localize),
+        _ => Err(value.wrong("default, balance or localize")),
+    }
+}
+
+/// `host=a rack=b`, as Ceph has it, or `host:a|rack:b`, as the kernel's client has it.
+fn crush_location(value: &Value) -> Result<Vec<(String, String)>, ConfigError> {
+    let words = value.text.split([' ', ',', ';', '|', '\t']).filter(|word| !word.is_empty());
+    words
+        .map(|word| match word.split_once(['=', ':']) {
+            Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
+                Ok((kind.to_owned(), name.to_owned()))
+            }
+            _ => Err(value.wrong("types and names of CRUSH buckets, such as host=a rack=b")),
+        })
+        .collect()
 }
 
 /// What counts is, first, a key itself, then a file with one, then keyrings (`KeyRing::from_ceph_context`).

@@ -233,6 +233,16 @@ fn options_may_be_set_in_many_ways() {
     assert_eq!(set("--auth-client-required none").auth_methods, [method::NONE]);
     assert_eq!(set("--auth-supported=cephx").auth_methods, [method::CEPHX]);
     assert_eq!(set("--ms_client_mode=secure,crc").client_modes.len(), 2);
+    assert_eq!(set("--ms-client-mode crc").read_from, ReadFrom::Primary);
+    assert_eq!(set("--rbd-read-from-replica-policy balance").read_from, ReadFrom::Balance);
+    assert_eq!(set("--rbd-read-from-replica-policy localize").read_from, ReadFrom::Localize);
+    let near = [("host".to_owned(), "a".to_owned()), ("rack".to_owned(), "b".to_owned())];
+    assert_eq!(set("--crush-location host=a,rack=b").crush_location, near);
+    assert_eq!(set("--crush-location host:a|rack:b").crush_location, near);
+    assert!(!set("--ms-client-mode crc").abort_on_full && set("--abort-on-full").abort_on_full);
+    assert_eq!(set("--ms-client-mode crc").admin_socket, None);
+    let socket = set("--admin-socket /run/$name.asok").admin_socket;
+    assert_eq!(socket, Some("/run/client.admin.asok".into()));
     assert_eq!(set("--objecter-inflight-op-bytes 2M").inflight_bytes, 2 << 20);
     assert_eq!(set("--objecter-inflight-ops 2K").inflight_ops, 2000);
     assert_eq!(set("--rbd-default-features layering,striping").rbd.features, Features(3));
@@ -302,6 +312,7 @@ fn ceph_conf_agrees() {
             "rbd_default_order",
             "rbd_default_features",
             "rbd_concurrent_management_ops",
+            "rbd_read_from_replica_policy",
         ] {
             let value = values.get(option);
             let ours = match option {

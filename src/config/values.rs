@@ -60,6 +60,8 @@ fn default(name: &str) -> &'static str {
         "rbd_default_order" => "22",
         "rbd_default_pool" => "rbd",
         "rbd_default_stripe_count" | "rbd_default_stripe_unit" => "0",
+        "rbd_read_from_replica_policy" => "default",
+        "run_dir" => "/var/run/ceph",
         _ => "",
     }
 }
@@ -212,6 +214,15 @@ impl Value {
     /// What stands between separators.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         self.text.split([';', ',', '=', ' ', '\t', '\n']).filter(|word| !word.is_empty())
+    }
+
+    /// Yes or no; not set is no.
+    pub(super) fn bool(&self) -> Result<bool, ConfigError> {
+        match self.text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => Ok(true),
+            "" | "false" | "no" | "off" | "0" => Ok(false),
+            _ => Err(self.wrong("true or false")),
+        }
     }
 
     /// A count, `K`, `M`, … meaning powers of 1000.

@@ -80,6 +80,20 @@ pub enum Io {
     },
 }
 
+impl Io {
+    /// The bytes that it carries or asks for.
+    fn cost(&self) -> u64 {
+        match self {
+            Self::Read { length, .. } => *length,
+            Self::Write { data, .. } => data.len() as u64,
+            Self::Discard { .. }
+            | Self::WriteZeroes { .. }
+            | Self::Flush
+            | Self::Extents { .. } => 0,
+        }
+    }
+}
+
 /// A consecutive part of what was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
@@ -144,8 +158,18 @@ pub struct Queue {
     names: DataNames,
     inbox: Arc<Inbox>,
     requests: Slab<InFlight>,
+    /// What each of these takes of the image's budget, in bytes.
+    costs: Vec<u64>,
     done: Vec<Completion>,
     results: Vec<(u64, OpResult)>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        for (slot, _) in &self.requests {
+            self.image.0.budget.give(1, self.costs[slot]);
+        }
+    }
 }
 
 impl Queue {
@@ -156,13 +180,35 @@ impl Queue {
             image,
             inbox: Arc::default(),
             requests: Slab::new(),
+            costs: Vec::new(),
             done: Vec::new(),
             results: Vec::new(),
         }
     }
 
+    /// Ready if there is room for another request, of this image and of the whole process; otherwise the task of `cx`
+    /// is woken when there is. What is submitted without asking is taken nevertheless.
+    #[inline]
+    pub fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.image.0.budget.poll_room(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.image.cluster().poll_room(cx)
+    }
+
     /// Takes a request, to be sent with the next [`Queue::kick`]. Its completion has this token.
     pub fn submit(&mut self, token: u64, io: Io) {
+        // Whatever becomes one gets this slot.
+        let (slot, cost) = (self.requests.vacant_key(), io.cost());
+        self.begin(token, io);
+        if self.requests.contains(slot) {
+            self.costs.resize(self.costs.len().max(slot + 1), 0);
+            self.costs[slot] = cost;
+            self.image.0.budget.take(1, cost);
+        }
+    }
+
+    fn begin(&mut self, token: u64, io: Io) {
         // Whatever changes the image waits for what is begun now, as long as this is held.
         let _held = self.image.0.current.hold(&mut self.live);
         if let Err(error) = self.image.check(&self.live, &io) {
@@ -297,6 +343,7 @@ impl Queue {
     fn read_object(&mut self, extent: &layout::Extent, op: Op, token: u64) {
         let mut operation = self.operation(extent.object, vec![op.into()]);
         operation.snap = self.image.read_snap();
+        operation.flags |= self.image.0.read_flags;
         self.image.cluster().submit(operation, &self.inbox, token);
     }
 
@@ -325,6 +372,7 @@ impl Queue {
         };
         if request.one_done(kept) {
             let request = self.requests.remove(slot);
+            self.image.0.budget.give(1, self.costs[slot]);
             out.push(Completion { token: request.token(), result: request.finish() });
         }
     }

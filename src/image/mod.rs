@@ -11,6 +11,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use proto::msg::osd_op::flag;
 use proto::rbd::Features;
 use proto::rbd::cls::SnapshotNamespace;
 use proto::rbd::layout::Layout;
@@ -20,13 +21,19 @@ pub use self::header::Header;
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
 use self::live::{Current, Live};
 use self::watch::Watcher;
-use crate::cluster::Cluster;
+use crate::cluster::{Budget, Cluster};
+use crate::config::ReadFrom;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
 
 /// Discards are rounded inwards to whole multiples of this many bytes of an object (librbd's
 /// `rbd_discard_granularity_bytes`): freeing less gains nothing on the OSD and costs a write.
 const DISCARD_GRANULARITY: u64 = 64 << 10;
+
+/// What all users of an image may have in flight: as much as one NBD connection, so that no image of a process takes
+/// all that the process may have.
+const REQUESTS_IN_FLIGHT: u64 = 512;
+const BYTES_IN_FLIGHT: u64 = 64 << 20;
 
 /// Features with which an image can be written here.
 pub(crate) const WRITABLE: Features = Features(
@@ -99,6 +106,10 @@ struct Inner {
     current: Current,
     read_snap: SnapId,
     read_only: bool,
+    /// Who may answer reads, as flags of operations.
+    read_flags: u32,
+    /// What all its users may have in flight.
+    budget: Budget,
 }
 
 impl fmt::Debug for Image {
@@ -179,6 +190,12 @@ impl Image {
             current: Current::new(Live::new(header, size)),
             read_snap,
             read_only,
+            read_flags: match pool.cluster().config().read_from {
+                ReadFrom::Primary => 0,
+                ReadFrom::Balance => flag::BALANCE_READS,
+                ReadFrom::Localize => flag::LOCALIZE_READS,
+            },
+            budget: Budget::new(REQUESTS_IN_FLIGHT, BYTES_IN_FLIGHT),
         });
         let image = Self(Arc::new(Open { inner, watcher: Mutex::default() }));
         if !read_only {

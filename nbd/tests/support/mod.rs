@@ -182,6 +182,8 @@ pub(crate) fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u
 pub(crate) struct Manner {
     /// Nothing is completed while this is set.
     pub(crate) held: bool,
+    /// It has room for so many requests, of all its queues; for any number if this is 0.
+    pub(crate) room: u64,
     wakers: Vec<Waker>,
 }
 
@@ -246,6 +248,16 @@ struct WaywardQueue {
 }
 
 impl Queue for WaywardQueue {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut manner = self.device.manner.lock().unwrap();
+        let full = manner.room > 0 && self.device.in_flight.load(Ordering::SeqCst) >= manner.room;
+        if full {
+            manner.wakers.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
     fn submit(&mut self, request: Request) {
         let len = match &request.op {
             Op::Read { len, .. } => u64::from(*len),
@@ -278,6 +290,9 @@ impl Queue for WaywardQueue {
         for completion in self.done.drain(..few.min(self.done.len())) {
             self.device.in_flight.fetch_sub(1, Ordering::SeqCst);
             out.push(completion);
+        }
+        if manner.room > 0 {
+            manner.wakers.drain(..).for_each(Waker::wake);
         }
         Poll::Ready(())
     }

@@ -12,6 +12,7 @@ mod bucket;
 mod codec;
 pub mod hash;
 mod ln;
+mod location;
 mod msr;
 #[cfg(test)]
 mod tests;

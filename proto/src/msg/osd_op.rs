@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::kind;
 use super::object::{Locator, SnapContext, SpgId};
-use super::op::{OsdOp, RECORD_BYTES, code};
+use super::op::{Op, OsdOp, RECORD_BYTES, code};
 use crate::denc::{Decode, DecodeError, Encode, Put, Reader, Result};
 use crate::msgr::{Header, Message, Outgoing};
 use crate::types::{EVersion, EntityName, Epoch, PgId, SnapId, Tid, UTime};
@@ -99,6 +99,15 @@ impl Operation {
             }
         }
         if flags & flag::WRITE != 0 { flags | flag::ONDISK } else { flags | flag::ACK }
+    }
+
+    /// The bytes that it carries or asks for.
+    pub fn cost(&self) -> u64 {
+        let cost = |op: &OsdOp| match &op.op {
+            Op::Read { length, .. } | Op::SparseRead { length, .. } => *length,
+            op => op.payload().map_or(0, |payload| payload.len() as u64),
+        };
+        self.ops.iter().map(cost).sum()
     }
 
     /// Whether it may change the object.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use super::placement::{Placement, respects_full};
-use super::{Action, Objecter, OpError, Place, slot};
+use super::placement::{Placement, Reader, respects_full};
+use super::{Action, InFlight, Objecter, OpError, Place, reader};
 use crate::denc::DecodeError;
 use crate::msg::osd_map::OsdMaps;
+use crate::msg::osd_op::Operation;
 use crate::osdmap::{ApplyError, Incremental, OsdMap};
 use crate::types::{Epoch, Fsid, Instant, OsdId, PoolId};
 
@@ -119,7 +120,7 @@ impl<T> Objecter<T> {
             }
             let skipped = ours.is_some() && epoch != next;
             let full = self.placement.as_ref().map(Placement::full_pools).unwrap_or_default();
-            self.placement = Some(Placement::new(map));
+            self.placement = Some(Placement::new(map, self.near.clone()));
             self.rescan(now, skipped, &full);
         }
         Ok(())
@@ -128,45 +129,75 @@ impl<T> Objecter<T> {
     /// After a change of the map: finds every operation's place again. Where epochs were skipped, the set of OSDs may
     /// have changed and changed back, so everything is sent again. `was_full` are the pools that were full before.
     fn rescan(&mut self, now: Instant, skipped: bool, was_full: &BTreeSet<PoolId>) {
+        self.stats.maps += 1;
         self.check_fenced(now);
+        self.abort_full(now);
         let dead = self.close_dead_sessions();
         self.renew_watches(now, |this, location, locator, object| {
-            let locate = |placement: &Placement| placement.locate(locator, object);
+            let locate = |placement: &Placement| placement.locate(locator, object, Reader::Primary);
             skipped
                 || location.primary.is_some_and(|osd| dead.contains(&osd))
                 || this.placement.as_ref().and_then(locate) != Some(*location)
         });
-        let mut order: Vec<_> = self.ops.iter().map(|(_, op)| op.routing.tid).collect();
-        order.sort_unstable();
-        for tid in order {
-            let Some(placement) = &self.placement else { return };
-            let Some(op) = self.ops.get(slot(tid)) else { continue };
-            let pool = op.operation.locator.pool;
-            // An OSD drops writes that were sent before it learnt that the pool was full, without a word.
-            let dropped = was_full.contains(&pool) && respects_full(op.routing.flags);
-            let stays = !skipped
-                && op.place != Place::Held
-                && placement
-                    .locate(&op.operation.locator, &op.operation.object)
-                    .is_some_and(|new| new == op.location)
-                && match op.place {
-                    Place::Sent => !dropped || placement.is_full(pool),
-                    _ => !placement.paused(op.routing.flags, pool),
-                };
-            if !stays {
-                self.route(tid);
-            }
+        let mut moved: Vec<_> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| skipped || !self.stays(op, was_full))
+            .map(|(_, op)| op.routing.tid)
+            .collect();
+        moved.sort_unstable();
+        self.forget_queued(&moved);
+        for tid in moved {
+            self.route(now, tid);
         }
         self.end_without_pool(now);
+    }
+
+    /// Whether nothing has changed for an operation. `was_full` are the pools that were full before.
+    fn stays(&self, op: &InFlight<T>, was_full: &BTreeSet<PoolId>) -> bool {
+        let Some(placement) = &self.placement else { return true };
+        let Operation { locator, object, .. } = &op.operation;
+        // An OSD drops writes that were sent before it learnt that the pool was full, without a word.
+        let dropped = was_full.contains(&locator.pool) && respects_full(op.routing.flags);
+        op.place != Place::Held
+            && placement.locate(locator, object, reader(&op.routing)) == Some(op.location)
+            && match op.place {
+                Place::Sent => !dropped || placement.is_full(locator.pool),
+                _ => !placement.paused(op.routing.flags, locator.pool),
+            }
     }
 
     /// Once fenced, always fenced: even if the blocklist forgets this client, whoever took over must not find writes of
     /// an earlier time among theirs.
     pub(super) fn check_fenced(&mut self, now: Instant) {
-        self.fenced |= self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs));
-        if self.fenced {
-            self.end(now, |_| Some(OpError::Blocklisted));
-            self.lose_watches(OpError::Blocklisted);
+        if self.fenced || self.map().is_some_and(|map| map.is_blocklisted(&self.our_addrs)) {
+            self.fence(now);
+        }
+    }
+
+    /// Ends everything. What is in the send buffers of connections goes with them: not a byte leaves any more.
+    pub(super) fn fence(&mut self, now: Instant) {
+        self.fenced = true;
+        for (osd, _) in std::mem::take(&mut self.sessions) {
+            self.actions.push_back(Action::Close { osd });
+        }
+        self.to_send.clear();
+        self.end(now, |_| Some(OpError::Blocklisted));
+        self.lose_watches(OpError::Blocklisted);
+    }
+
+    /// Where writes are not to wait for space, ends those that would, and those that the OSD may have dropped.
+    fn abort_full(&mut self, now: Instant) {
+        let Some(placement) = self.placement.as_ref().filter(|_| self.abort_on_full) else {
+            return;
+        };
+        let full = placement.full_pools();
+        if !full.is_empty() {
+            self.end(now, |op| {
+                let pool = op.operation.locator.pool;
+                (respects_full(op.routing.flags) && full.contains(&pool))
+                    .then_some(OpError::Full(pool))
+            });
         }
     }
 

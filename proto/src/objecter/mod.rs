@@ -21,21 +21,31 @@
 //! Inputs are `handle_*`, outputs `poll_*`. The objecter knows no connection: it says "send this to OSD 7", and is told
 //! when there is a session with OSD 7 and when it is gone. Operations on one object are sent in the order in which they
 //! were submitted, and sent again in that order; the request id never changes, so an OSD applies each at most once.
+//!
+//! What an OSD has at once is bounded ([`limits::SESSION_BYTES`], [`limits::SESSION_OPS`]): the rest stays queued, so
+//! that one OSD that does not read costs no more than that. How much a user may have in flight is for the user to ask
+//! ([`Objecter::has_room`]): nothing is refused here.
 
 mod maps;
 mod placement;
+mod session;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use slab::Slab;
 use thiserror::Error;
 
 pub use self::maps::MapError;
-use self::placement::{Location, Placement};
+pub use self::placement::CrushLocation;
+use self::placement::{Location, Placement, Reader, respects_full};
+use self::session::Session;
+pub use self::session::SessionStatus;
+pub use self::stats::{Histogram, OpStats, Stats};
 use self::watch::Watch;
 pub use self::watch::{WatchError, WatchEvent};
 use crate::limits;
@@ -51,8 +61,21 @@ use crate::types::{
 /// Bits of a tid that hold the operation's slot in the table; the others count submissions, so that tids ascend.
 const SLOT_BITS: u32 = limits::OPS_IN_FLIGHT.trailing_zeros();
 
-/// `-EAGAIN`: a replica that may not answer yet.
+/// `-EAGAIN`: a replica that may not answer yet, or a primary that is not ready to.
 const EAGAIN: i32 = -11;
+
+/// `-ENXIO`: an OSD that was told to (`osd_enxio_on_misdirected_op`) says that the object belongs elsewhere.
+const ENXIO: i32 = -6;
+
+/// `-EBLOCKLISTED`, which is `-ESHUTDOWN`: an OSD knows that this client is fenced before this client does.
+const EBLOCKLISTED: i32 = -108;
+
+/// An operation that waits longer than this makes one ask for newer maps, as its OSD may be gone
+/// (`objecter_timeout`); and so on, twice as often.
+const LAGGY: Duration = Duration::from_secs(10);
+
+/// A session that nothing was sent on for one to two times this long is closed (`osd_idle_ttl` of the kernel's client).
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Why an operation ended without an OSD's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -67,6 +90,9 @@ pub enum OpError {
     /// This client was fenced off by the cluster: nothing it sends is applied.
     #[error("this client is blocklisted")]
     Blocklisted,
+    /// The pool or the cluster is full, and waiting for space was not wanted ([`Objecter::set_abort_on_full`]).
+    #[error("pool {0} is full")]
+    Full(PoolId),
     /// [`limits::OPS_IN_FLIGHT`] operations are in the table.
     #[error("too many operations are in flight")]
     TooMany,
@@ -134,16 +160,10 @@ struct InFlight<T> {
     /// Where it was sent or is to be sent. Meaningless while it is held.
     location: Location,
     submitted: Instant,
-}
-
-/// A session with one OSD, wanted or established.
-#[derive(Debug, Default)]
-struct Session {
-    addr: EntityAddr,
-    open: bool,
-    /// There was one, or it was tried in vain, and there is none since.
-    lost: bool,
-    backoffs: Vec<Backoff>,
+    /// The bytes that it carries or asks for.
+    cost: u64,
+    /// It waits for a map of at least this epoch, as an OSD said that it knows better.
+    not_before: Epoch,
 }
 
 /// What slow-request reports say about an operation.
@@ -151,6 +171,10 @@ struct Session {
 pub struct SlowOp {
     /// Its number.
     pub tid: Tid,
+    /// Whether it changes the object.
+    pub writes: bool,
+    /// How often it was sent.
+    pub sent: u32,
     /// Its object.
     pub object: String,
     /// Its placement group.
@@ -188,6 +212,23 @@ pub struct Objecter<T> {
     our_addrs: EntityAddrs,
     /// The cluster has blocklisted us.
     fenced: bool,
+    /// What all operations carry or ask for, in bytes.
+    bytes: u64,
+    /// Above these, [`Objecter::has_room`] says no.
+    max_ops: usize,
+    max_bytes: u64,
+    /// Sessions that may have something to send from what they held back.
+    roomy: VecDeque<OsdId>,
+    /// Nothing is sent under an older map.
+    barrier: Epoch,
+    abort_on_full: bool,
+    /// Where this client is, for reads of near replicas.
+    near: CrushLocation,
+    /// When operations that wait for too long are looked for.
+    laggy_check: Option<Instant>,
+    /// When sessions that were not used since the last time are closed.
+    idle_check: Option<Instant>,
+    stats: Stats,
 }
 
 impl<T> Objecter<T> {
@@ -214,7 +255,66 @@ impl<T> Objecter<T> {
             deadline: None,
             our_addrs: EntityAddrs::default(),
             fenced: false,
+            bytes: 0,
+            max_ops: limits::OPS_IN_FLIGHT,
+            max_bytes: u64::MAX,
+            roomy: VecDeque::new(),
+            barrier: Epoch(0),
+            abort_on_full: false,
+            near: CrushLocation::default(),
+            laggy_check: None,
+            idle_check: None,
+            stats: Stats::default(),
         }
+    }
+
+    /// What may be in flight before [`Self::has_room`] says no (`objecter_inflight_ops`, `objecter_inflight_op_bytes`).
+    pub fn set_limits(&mut self, ops: u64, bytes: u64) {
+        self.max_ops = usize::try_from(ops).unwrap_or(usize::MAX).clamp(1, limits::OPS_IN_FLIGHT);
+        self.max_bytes = bytes.max(1);
+    }
+
+    /// Fails writes to full pools, those under way as well, instead of waiting for space (`abort_on_full`).
+    pub fn set_abort_on_full(&mut self, abort: bool) {
+        self.abort_on_full = abort;
+    }
+
+    /// Where this client is, for operations with [`flag::LOCALIZE_READS`].
+    pub fn set_location(&mut self, near: CrushLocation) {
+        self.near = near;
+    }
+
+    /// Sends nothing more under maps before this one: for whoever fenced another client by it, so that OSDs know of
+    /// that before they see what this one does next.
+    pub fn set_barrier(&mut self, epoch: Epoch) {
+        self.barrier = self.barrier.max(epoch);
+        if self.epoch() < self.barrier {
+            for (_, op) in self.ops.iter_mut().filter(|(_, op)| op.place == Place::Queued) {
+                op.place = Place::Held;
+            }
+            self.want_map();
+        }
+    }
+
+    /// Whether another operation should be submitted. One that is submitted nevertheless is taken.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.ops.len() < self.max_ops && self.bytes < self.max_bytes
+    }
+
+    /// Whether the cluster has fenced this client off.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// What all operations in flight carry or ask for, in bytes.
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Who this client is: its global id, which is part of every request's id, and the address by which the cluster
@@ -255,6 +355,10 @@ impl<T> Objecter<T> {
         if let Some(timeout) = self.timeout {
             self.deadline.get_or_insert(now + timeout);
         }
+        self.laggy_check.get_or_insert(now + LAGGY);
+        self.idle_check.get_or_insert(now + IDLE);
+        let cost = operation.cost();
+        self.bytes += cost;
         let entry = self.ops.vacant_entry();
         let tid = Tid(self.submitted << SLOT_BITS | entry.key() as u64);
         let routing = Routing {
@@ -274,15 +378,20 @@ impl<T> Objecter<T> {
             place: Place::Held,
             location: Location::default(),
             submitted: now,
+            cost,
+            not_before: Epoch(0),
         });
-        self.route(tid);
+        self.route(now, tid);
         tid
     }
 
     /// The next request to send, and the OSD to send it to. Only OSDs with an open session are named.
     pub fn poll_send(&mut self) -> Option<(OsdId, Request<'_>)> {
         loop {
-            let tid = self.to_send.pop_front()?;
+            let (tid, waited) = match self.next_waiting() {
+                Some(tid) => (tid, true),
+                None => (self.to_send.pop_front()?, false),
+            };
             let epoch = self.epoch();
             // Cancelled, or sent elsewhere meanwhile.
             let Some(op) = self.ops.get_mut(slot(tid)) else { continue };
@@ -290,14 +399,23 @@ impl<T> Objecter<T> {
                 continue;
             }
             let Some(osd) = op.location.primary else { continue };
-            if !self.sessions.get(&osd).is_some_and(|session| session.open) {
+            let Some(session) = self.sessions.get_mut(&osd).filter(|session| session.open) else {
+                continue;
+            };
+            if waited && session.backs_off(op) {
                 continue;
             }
+            if !waited && session.must_wait() {
+                session.waiting.push_back(tid);
+                continue;
+            }
+            session.charge(op.cost);
             op.place = Place::Sent;
             op.routing.epoch = epoch;
             op.routing.attempt += 1;
             if op.routing.attempt > 0 {
                 op.routing.flags |= flag::RETRY;
+                self.stats.resent += 1;
             }
             let op = self.ops.get(slot(tid))?;
             return Some((osd, Request { routing: &op.routing, operation: &op.operation }));
@@ -322,8 +440,8 @@ impl<T> Objecter<T> {
     /// There is a session with this OSD: everything for it is sent, again or for the first time.
     pub fn handle_session_open(&mut self, osd: OsdId) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
-        (session.open, session.lost) = (true, false);
-        session.backoffs.clear();
+        session.opened();
+        self.stats.sessions_opened += 1;
         self.send_again(|op| op.location.primary == Some(osd));
     }
 
@@ -331,8 +449,8 @@ impl<T> Objecter<T> {
     /// is gone as well, a new one is asked for.
     pub fn handle_session_lost(&mut self, now: Instant, osd: OsdId) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
-        (session.open, session.lost) = (false, true);
-        session.backoffs.clear();
+        session.closed();
+        self.stats.sessions_lost += 1;
         let addr = session.addr;
         self.renew_watches(now, |_, location, _, _| location.primary == Some(osd));
         let mut wanted = false;
@@ -363,21 +481,35 @@ impl<T> Objecter<T> {
             return;
         }
         if let Some(redirect) = reply.redirect {
-            return self.redirect(reply.tid, redirect);
+            self.stats.redirected += 1;
+            return self.redirect(now, reply.tid, redirect);
         }
-        if reply.result == EAGAIN
-            && op.routing.flags & (flag::BALANCE_READS | flag::LOCALIZE_READS) != 0
-        {
-            op.routing.flags &= !(flag::BALANCE_READS | flag::LOCALIZE_READS);
-            return self.route(reply.tid);
+        match reply.result {
+            // Of a replica, which cannot answer yet, or of anybody whose time has not come: the primary will know.
+            EAGAIN => {
+                op.routing.flags &= !(flag::BALANCE_READS | flag::LOCALIZE_READS);
+                return self.route(now, reply.tid);
+            }
+            ENXIO if reply.epoch > self.epoch() => {
+                if let Some(op) = self.ops.get_mut(slot) {
+                    op.not_before = reply.epoch;
+                }
+                return self.route(now, reply.tid);
+            }
+            EBLOCKLISTED => return self.fence(now),
+            _ => {}
         }
-        let op = self.ops.remove(slot);
+        let Some(op) = self.remove(reply.tid) else { return };
+        self.stats.count(op.routing.flags, op.cost, now.since(op.submitted), reply.result);
         self.finish(now, reply.tid, op.owner, op.location, Ok(reply));
     }
 
     /// Hands over the result of an operation that is no longer in the table.
     #[inline]
     fn finish(&mut self, now: Instant, tid: Tid, owner: Owner<T>, at: Location, result: OpResult) {
+        if result.is_err() {
+            self.stats.unanswered += 1;
+        }
         match owner {
             Owner::User(user) => self.completed.push_back((user, result)),
             Owner::Watch(cookie) => self.handle_watch_result(now, cookie, tid, at, &result),
@@ -389,6 +521,7 @@ impl<T> Objecter<T> {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         match backoff.op {
             BackoffOp::Block => {
+                self.stats.backoffs += 1;
                 let message = Backoff { op: BackoffOp::AckBlock, ..backoff.clone() };
                 session.backoffs.retain(|b| b.id != backoff.id || b.pgid != backoff.pgid);
                 session.backoffs.push(backoff);
@@ -417,12 +550,30 @@ impl<T> Objecter<T> {
 
     fn remove(&mut self, tid: Tid) -> Option<InFlight<T>> {
         let known = self.ops.get(slot(tid)).is_some_and(|op| op.routing.tid == tid);
-        known.then(|| self.ops.remove(slot(tid)))
+        if !known {
+            return None;
+        }
+        self.take_back(tid);
+        let op = self.ops.remove(slot(tid));
+        self.bytes -= op.cost;
+        Some(op)
     }
 
     /// When [`Self::handle_timeout`] is to be called, if ever.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadline.into_iter().chain(self.poll_watch_timeout()).min()
+    }
+
+    /// When [`Self::handle_tick`] is to be called, if ever.
+    pub fn poll_tick(&self) -> Option<Instant> {
+        let laggy = self.laggy_check.filter(|_| !self.ops.is_empty());
+        laggy.into_iter().chain(self.idle_check).min()
+    }
+
+    /// Asks for maps that may say why operations take long, and closes sessions that nobody uses.
+    pub fn handle_tick(&mut self, now: Instant) {
+        self.look_for_laggy(now);
+        self.close_idle_sessions(now);
     }
 
     /// Ends operations that took too long, and asks after watches.
@@ -436,6 +587,18 @@ impl<T> Objecter<T> {
             self.deadline = self.ops.iter().map(|(_, op)| op.submitted + timeout).min();
         }
         self.handle_watch_timeout(now);
+    }
+
+    /// An OSD that does not answer may have been replaced: the map will tell.
+    fn look_for_laggy(&mut self, now: Instant) {
+        if self.laggy_check.is_none_or(|when| when > now) {
+            return;
+        }
+        let oldest = self.ops.iter().map(|(_, op)| op.submitted).min();
+        self.laggy_check = oldest.map(|_| now + LAGGY / 2);
+        if oldest.is_some_and(|submitted| now.since(submitted) >= LAGGY) {
+            self.want_map();
+        }
     }
 
     /// Operations that have waited longer than `age`, oldest first.
@@ -455,9 +618,11 @@ impl<T> Objecter<T> {
         let waits_for = match op.place {
             Place::Sent => "the OSD's answer",
             Place::Queued if self.backed_off(op) => "the PG to end its backoff",
+            Place::Queued if self.is_open(op.location.primary) => "the OSD to take more",
             Place::Queued => "a connection to the OSD",
             Place::Held => match &self.placement {
                 None => "an OSD map",
+                Some(_) if self.is_too_early(op) => "a newer OSD map",
                 Some(placement)
                     if placement.paused(op.routing.flags, op.operation.locator.pool) =>
                 {
@@ -468,6 +633,8 @@ impl<T> Objecter<T> {
         };
         SlowOp {
             tid: op.routing.tid,
+            writes: op.routing.flags & flag::WRITE != 0,
+            sent: (op.routing.attempt + 1) as u32,
             object: op.operation.object.clone(),
             pgid,
             osd: op.location.primary,
@@ -476,12 +643,23 @@ impl<T> Objecter<T> {
         }
     }
 
+    /// Whether an operation must not be sent before there is a newer map.
+    fn is_too_early(&self, op: &InFlight<T>) -> bool {
+        self.epoch() < self.barrier.max(op.not_before)
+    }
+
     /// Finds out where an operation belongs, and queues it there or holds it.
-    fn route(&mut self, tid: Tid) {
+    fn route(&mut self, now: Instant, tid: Tid) {
+        self.take_back(tid);
+        let (epoch, barrier) = (self.epoch(), self.barrier);
         let Some(op) = self.ops.get_mut(slot(tid)) else { return };
         op.place = Place::Held;
         let Some(placement) = &self.placement else { return };
-        let Some(location) = placement.locate(&op.operation.locator, &op.operation.object) else {
+        if epoch < barrier.max(op.not_before) {
+            return self.want_map();
+        }
+        let Operation { locator, object, .. } = &op.operation;
+        let Some(location) = placement.locate(locator, object, reader(&op.routing)) else {
             // Perhaps the pool is newer than our map.
             if !self.asked_newest {
                 self.asked_newest = true;
@@ -492,7 +670,12 @@ impl<T> Objecter<T> {
         op.location = location;
         op.routing.pgid = location.pgid;
         op.routing.hash = location.hash;
-        if placement.paused(op.routing.flags, op.operation.locator.pool) {
+        let pool = locator.pool;
+        if placement.paused(op.routing.flags, pool) {
+            let full = respects_full(op.routing.flags) && placement.is_full(pool);
+            if full && self.abort_on_full {
+                self.end_one(now, tid, OpError::Full(pool));
+            }
             return;
         }
         let Some(osd) = location.primary else { return self.want_map() };
@@ -506,26 +689,6 @@ impl<T> Objecter<T> {
         }
     }
 
-    /// Asks for a session. Never one that is open already.
-    fn open_session(&mut self, osd: OsdId) -> bool {
-        let addr = self.placement.as_ref().and_then(|placement| placement.addr(osd));
-        if let Some(addr) = addr {
-            self.sessions.insert(osd, Session { addr, ..Session::default() });
-            self.actions.push_back(Action::Open { osd, addr });
-        }
-        false
-    }
-
-    fn backed_off(&self, op: &InFlight<T>) -> bool {
-        let session = op.location.primary.and_then(|osd| self.sessions.get(&osd));
-        session.is_some_and(|session| {
-            session
-                .backoffs
-                .iter()
-                .any(|backoff| backoff.pgid == op.location.pgid && backoff.covers(&object_of(op)))
-        })
-    }
-
     /// Sends the chosen operations again, in the order of their submission.
     fn send_again(&mut self, chosen: impl Fn(&InFlight<T>) -> bool) {
         let mut tids: Vec<_> = self
@@ -536,18 +699,27 @@ impl<T> Objecter<T> {
             .collect();
         tids.sort_unstable();
         for tid in &tids {
+            self.take_back(*tid);
             if let Some(op) = self.ops.get_mut(slot(*tid)) {
                 op.place = Place::Queued;
             }
         }
-        // Those that were queued before are behind in the table's order as well.
-        let chosen: BTreeSet<_> = tids.iter().copied().collect();
-        self.to_send.retain(|tid| !chosen.contains(tid));
+        self.forget_queued(&tids);
         self.to_send.extend(tids);
     }
 
+    /// Takes operations, in ascending order, out of all queues: they are about to be queued anew, behind those that
+    /// were queued before them in the table's order as well.
+    fn forget_queued(&mut self, tids: &[Tid]) {
+        let stays = |tid: &Tid| tids.binary_search(tid).is_err();
+        self.to_send.retain(stays);
+        for session in self.sessions.values_mut() {
+            session.waiting.retain(stays);
+        }
+    }
+
     /// Sends an operation to where an OSD says the object is (cache tiers).
-    fn redirect(&mut self, tid: Tid, redirect: Redirect) {
+    fn redirect(&mut self, now: Instant, tid: Tid, redirect: Redirect) {
         if let Some(op) = self.ops.get_mut(slot(tid)) {
             op.operation.locator = redirect.locator;
             if !redirect.object.is_empty() {
@@ -555,7 +727,7 @@ impl<T> Objecter<T> {
             }
             op.routing.flags |= flag::REDIRECTED | flag::IGNORE_OVERLAY;
         }
-        self.route(tid);
+        self.route(now, tid);
     }
 
     /// Ends operations without an answer, oldest first.
@@ -567,10 +739,25 @@ impl<T> Objecter<T> {
             .collect();
         ended.sort_unstable_by_key(|(tid, _)| *tid);
         for (tid, error) in ended {
-            // The end of a watch's ping can end its request as well.
-            let Some(op) = self.remove(tid) else { continue };
+            self.end_one(now, tid, error);
+        }
+    }
+
+    /// Ends one, if it is still there: the end of a watch's ping can end its request as well.
+    fn end_one(&mut self, now: Instant, tid: Tid, error: OpError) {
+        if let Some(op) = self.remove(tid) {
             self.finish(now, tid, op.owner, op.location, Err(error));
         }
+    }
+}
+
+/// Who may carry an operation out.
+fn reader(routing: &Routing) -> Reader {
+    match routing.flags {
+        flags if flags & flag::WRITE != 0 || flags & flag::READ == 0 => Reader::Primary,
+        flags if flags & flag::BALANCE_READS != 0 => Reader::Any(routing.tid),
+        flags if flags & flag::LOCALIZE_READS != 0 => Reader::Nearest,
+        _ => Reader::Primary,
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Release(pub u8);
 impl Release {
     /// The first whose maps are understood here.
     pub const NAUTILUS: Self = Self(14);
+    /// 15.
+    pub const OCTOPUS: Self = Self(15);
     /// 16.
     pub const PACIFIC: Self = Self(16);
     /// 17.

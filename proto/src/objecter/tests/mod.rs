@@ -1,6 +1,8 @@
 //! A cluster on paper: three OSDs and a pool of two placement groups, whose acting sets `pg_temp` says outright.
 
+mod answers;
 mod backoffs;
+mod bounds;
 mod maps;
 mod pauses;
 mod sessions;
