@@ -49,9 +49,10 @@ impl Budget {
     /// Gives so much back.
     #[inline]
     pub(crate) fn give(&self, ops: u64, bytes: u64) {
-        let was_full = self.is_full();
-        self.ops.fetch_sub(ops, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Whoever takes it from full to not full sees that it did, whatever others take and give meanwhile.
+        let ops_before = self.ops.fetch_sub(ops, Ordering::Relaxed);
+        let bytes_before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let was_full = ops_before >= self.max_ops || bytes_before >= self.max_bytes;
         if was_full && !self.is_full() {
             for waker in std::mem::take(&mut *self.waiters()) {
                 waker.wake();
