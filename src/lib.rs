@@ -7,6 +7,7 @@ pub mod error;
 pub mod image;
 mod net;
 pub mod pool;
+pub mod telemetry;
 
 pub use self::cluster::Cluster;
 pub use self::config::Config;

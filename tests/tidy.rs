@@ -28,8 +28,18 @@ const PROTO: &[(&str, &[&str])] = &[
 ];
 
 /// Modules of the library in `src`, rising: each may name those before it. Programs (`src/bin`) may name all.
-const LAYERS: &[&str] =
-    &["error", "config", "net", "cluster", "pool", "image", "attach", "docker", "cinder"];
+const LAYERS: &[&str] = &[
+    "error",
+    "config",
+    "net",
+    "cluster",
+    "pool",
+    "image",
+    "attach",
+    "telemetry",
+    "docker",
+    "cinder",
+];
 
 /// Files that may contain `unsafe`.
 const UNSAFE: &[&str] = &[];

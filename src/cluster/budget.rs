@@ -78,7 +78,6 @@ impl Budget {
     }
 
     /// What is in flight: operations and bytes.
-    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> (u64, u64) {
         (self.ops.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }

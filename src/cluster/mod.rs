@@ -9,6 +9,7 @@ mod budget;
 mod completion;
 mod login;
 mod state;
+mod status;
 mod tasks;
 
 use std::fmt;
@@ -32,6 +33,7 @@ pub(crate) use self::completion::Inbox;
 use self::completion::Waiter;
 pub use self::state::CommandOutput;
 use self::state::State;
+pub use self::status::{Session, Status};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::net::Machine;

@@ -53,16 +53,18 @@ pub(crate) type LinkId = usize;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Peer {
+pub(super) enum Peer {
     Mon(mon::ConnId),
     Osd(OsdId),
 }
 
 /// A connection, from before it is dialled until its task has ended.
-struct Link {
-    peer: Peer,
-    addr: EntityAddr,
-    connection: Connection,
+pub(super) struct Link {
+    pub(super) peer: Peer,
+    pub(super) addr: EntityAddr,
+    pub(super) connection: Connection,
+    /// The session is there.
+    pub(super) ready: bool,
     /// Wakes the task that moves its bytes.
     waker: Option<Waker>,
     /// It is to end, for this reason.
@@ -92,10 +94,10 @@ impl Link {
 
 /// What is known about reaching an OSD.
 #[derive(Debug, Default)]
-struct OsdState {
-    link: Option<LinkId>,
+pub(super) struct OsdState {
+    pub(super) link: Option<LinkId>,
     /// Failures since it last answered.
-    failures: u32,
+    pub(super) failures: u32,
     /// When it is to be called again, if it is.
     redial: Option<(Instant, EntityAddr)>,
 }
@@ -120,22 +122,22 @@ pub(crate) struct State {
     pub(super) mon: Mon,
     pub(super) objecter: Objecter<Waiter>,
     entropy: Box<dyn Entropy>,
-    links: Slab<Link>,
+    pub(super) links: Slab<Link>,
     monitors: BTreeMap<mon::ConnId, LinkId>,
-    osds: BTreeMap<OsdId, OsdState>,
+    pub(super) osds: BTreeMap<OsdId, OsdState>,
     commands: BTreeMap<Tid, oneshot::Sender<Result<CommandOutput>>>,
     /// Who waits for the monitors' newest epoch; `None` is the objecter.
     versions: BTreeMap<Tid, Option<oneshot::Sender<Epoch>>>,
     /// Who waits for a map of at least this epoch.
     map_waiters: Vec<(Epoch, oneshot::Sender<()>)>,
     /// This client's address: the same to everybody, since by it the cluster would fence us.
-    local: EntityAddr,
+    pub(super) local: EntityAddr,
     global_seq: u64,
     dials: Vec<Dial>,
     /// Something has changed that the supervisor has to look at.
     supervise: bool,
     /// Why nothing works any more.
-    failed: Option<(Kind, String)>,
+    pub(super) failed: Option<(Kind, String)>,
     closed: bool,
     /// When a full map is asked for, after one that was of no use.
     map_again: Option<Instant>,
@@ -526,7 +528,14 @@ impl State {
             global_seq: self.global_seq,
         };
         let connection = Connection::client(now, Timing::default(), config, auth);
-        let link = self.links.insert(Link { peer, addr, connection, waker: None, end: None });
+        let link = self.links.insert(Link {
+            peer,
+            addr,
+            connection,
+            ready: false,
+            waker: None,
+            end: None,
+        });
         // Addresses without a socket address are never dialled: see `EntityAddrs::msgr2`.
         if let Some(addr) = addr.addr {
             self.dials.push(Dial { link, addr });
@@ -581,7 +590,10 @@ impl State {
             }
             match link.connection.poll_event() {
                 None => return Ok(link.connection.wanted(input.len())),
-                Some(Event::Ready(session)) => self.handle_ready(now, peer, addr, &session),
+                Some(Event::Ready(session)) => {
+                    link.ready = true;
+                    self.handle_ready(now, peer, addr, &session);
+                }
                 Some(Event::Message(message)) => self.handle_message(now, peer, &message)?,
             }
         }

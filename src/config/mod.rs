@@ -206,10 +206,19 @@ pub struct Config {
     pub read_from: ReadFrom,
     /// Where this client is in the CRUSH hierarchy: types and names of buckets (`crush_location`).
     pub crush_location: Vec<(String, String)>,
-    /// Where this process can be asked what it does (`admin_socket`).
-    pub admin_socket: Option<PathBuf>,
+    /// Where this process can be asked what it does, if it runs for long (`admin_socket`).
+    pub admin_socket: Option<AdminSocket>,
     /// What new images are like.
     pub rbd: RbdDefaults,
+}
+
+/// Where an admin socket is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// The socket.
+    pub path: PathBuf,
+    /// Whether somebody asked for it: otherwise it is nice to have.
+    pub asked: bool,
 }
 
 /// Which of an object's replicas answer reads.
@@ -310,8 +319,7 @@ impl Config {
             abort_on_full: values.get("abort_on_full").bool()?,
             read_from: read_from(&values.get("rbd_read_from_replica_policy"))?,
             crush_location: crush_location(&values.get("crush_location"))?,
-            admin_socket: Some(PathBuf::from(values.get("admin_socket").text))
-                .filter(|path| !path.as_os_str().is_empty()),
+            admin_socket: admin_socket(&values.get("admin_socket")),
             rbd: rbd_defaults(values)?,
             path: values.path.clone(),
         })
@@ -399,6 +407,12 @@ fn read_from(value: &Value) -> Result<ReadFrom, ConfigError> {
         "localize" => Ok(ReadFrom::Localize),
         _ => Err(value.wrong("default, balance or localize")),
     }
+}
+
+/// None only if somebody set it to nothing.
+fn admin_socket(value: &Value) -> Option<AdminSocket> {
+    let asked = value.origin != Origin::Default;
+    (!value.text.is_empty()).then(|| AdminSocket { path: PathBuf::from(&value.text), asked })
 }
 
 /// `host=a rack=b`, as Ceph has it, or `host:a|rack:b`, as the kernel's client has it.

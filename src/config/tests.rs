@@ -240,9 +240,12 @@ fn options_may_be_set_in_many_ways() {
     assert_eq!(set("--crush-location host=a,rack=b").crush_location, near);
     assert_eq!(set("--crush-location host:a|rack:b").crush_location, near);
     assert!(!set("--ms-client-mode crc").abort_on_full && set("--abort-on-full").abort_on_full);
-    assert_eq!(set("--ms-client-mode crc").admin_socket, None);
-    let socket = set("--admin-socket /run/$name.asok").admin_socket;
-    assert_eq!(socket, Some("/run/client.admin.asok".into()));
+    let socket = |line| set(line).admin_socket.map(|AdminSocket { path, asked }| (path, asked));
+    let usual = "/var/run/ceph/ceph-client.admin.42.asok".into();
+    assert_eq!(socket("--ms-client-mode crc"), Some((usual, false)));
+    let asked = socket("--admin-socket /run/$name.asok");
+    assert_eq!(asked, Some(("/run/client.admin.asok".into(), true)));
+    assert_eq!(socket("--admin-socket="), None);
     assert_eq!(set("--objecter-inflight-op-bytes 2M").inflight_bytes, 2 << 20);
     assert_eq!(set("--objecter-inflight-ops 2K").inflight_ops, 2000);
     assert_eq!(set("--rbd-default-features layering,striping").rbd.features, Features(3));

@@ -45,6 +45,8 @@ impl fmt::Display for Origin {
 /// What Ceph assumes of the options that are read here (`src/common/options` of release 16).
 fn default(name: &str) -> &'static str {
     match name {
+        // As of Ceph's daemons; its clients have none unless it is asked for.
+        "admin_socket" => "$run_dir/$cluster-$name.$pid.asok",
         "auth_client_required" => "cephx, none",
         "client_mount_timeout" => "300",
         "keyring" => {

@@ -285,6 +285,11 @@ impl Image {
         self.0.read_only || self.0.current.get().refusal.is_some()
     }
 
+    /// What its users have in flight: requests, and the bytes that these carry or ask for.
+    pub fn in_flight(&self) -> (u64, u64) {
+        self.0.budget.in_flight()
+    }
+
     /// A way to read and write it, for one user.
     pub fn queue(&self) -> Queue {
         Queue::new(self.clone())

@@ -11,6 +11,7 @@ mod faults;
 mod images;
 mod ops;
 mod space;
+mod telemetry;
 mod tools;
 mod verbs;
 mod watch;

@@ -47,7 +47,7 @@ use self::session::Session;
 pub use self::session::SessionStatus;
 pub use self::stats::{Histogram, OpStats, Stats};
 use self::watch::Watch;
-pub use self::watch::{WatchError, WatchEvent};
+pub use self::watch::{WatchError, WatchEvent, WatchStatus};
 use crate::limits;
 use crate::msg::backoff::{Backoff, BackoffOp};
 use crate::msg::object::{HObject, SpgId};
@@ -500,7 +500,9 @@ impl<T> Objecter<T> {
             _ => {}
         }
         let Some(op) = self.remove(reply.tid) else { return };
-        self.stats.count(op.routing.flags, op.cost, now.since(op.submitted), reply.result);
+        if let Owner::User(_) = op.owner {
+            self.stats.count(op.routing.flags, op.cost, now.since(op.submitted), reply.result);
+        }
         self.finish(now, reply.tid, op.owner, op.location, Ok(reply));
     }
 

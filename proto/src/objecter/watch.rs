@@ -112,7 +112,30 @@ impl Watch {
     }
 }
 
+/// What there is to say about a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchStatus {
+    /// Its number.
+    pub cookie: u64,
+    /// The object.
+    pub object: String,
+    /// Whether the OSD has confirmed it.
+    pub confirmed: bool,
+    /// How long ago the OSD is known to have had it.
+    pub age: Duration,
+}
+
 impl<T> Objecter<T> {
+    /// All watches.
+    pub fn watches(&self, now: Instant) -> impl Iterator<Item = WatchStatus> + '_ {
+        self.watches.iter().map(move |(cookie, watch)| WatchStatus {
+            cookie: *cookie,
+            object: watch.object.clone(),
+            confirmed: watch.confirmed,
+            age: now.since(watch.valid),
+        })
+    }
+
     /// Watches an object, and returns the watch's cookie. The OSD drops a watch that it has not heard of for `timeout`.
     /// `mtime` is the time of day. What happens comes out of [`Self::poll_watch_event`].
     pub fn watch(

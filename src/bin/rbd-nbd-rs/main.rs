@@ -4,6 +4,7 @@
 
 mod bench;
 mod create;
+mod daemon;
 mod demo;
 mod info;
 mod list;
@@ -77,6 +78,8 @@ fn main() -> ExitCode {
     };
     log_to_stderr();
     let done = match cli.command {
+        // It asks a process, not a cluster.
+        Command::Verb(Verb::Status(status)) if status.asks_daemon() => status.ask_daemon(),
         Command::Verb(verb) => run(verb, &ceph),
         // It brings its own cluster.
         Command::Demo(demo) => demo.run(),

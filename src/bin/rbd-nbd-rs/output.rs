@@ -87,6 +87,20 @@ impl Format {
         print(&self.render(name, tree, plain))
     }
 
+    /// Prints JSON that comes from elsewhere.
+    pub(crate) fn print_json(
+        self,
+        value: &serde_json::Value,
+        plain: impl FnOnce() -> String,
+    ) -> Result<()> {
+        match (self.format, self.pretty_format) {
+            (Kinds::Plain, _) => print(&plain()),
+            (Kinds::Json, true) => print(&format!("{value:#}\n")),
+            (Kinds::Json, false) => print(&format!("{value}\n")),
+            (Kinds::Xml, _) => Err(Error::new(Kind::Invalid, "this is plain or JSON only")),
+        }
+    }
+
     fn render(
         self,
         name: &'static str,

@@ -8,9 +8,11 @@ use ceph_native::attach::ImageDevice;
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Context as _, Error, Kind, Result};
 use ceph_native::image::{Image, OpenOptions, Version};
+use ceph_native::telemetry::Telemetry;
 use nbd::{Export, Exports, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::daemon;
 use crate::output::print;
 use crate::spec::Spec;
 
@@ -27,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(30);
   nbdinfo nbd+unix:///?socket=/run/disk.sock
   qemu-img convert nbd+unix:///?socket=/run/disk.sock disk.qcow2 -O qcow2
   rbd-nbd-rs serve rbd/a rbd/b@monday --listen 127.0.0.1:10809
+  rbd-nbd-rs serve rbd/disk --socket /run/disk.sock --admin-socket /run/disk.asok --metrics 127.0.0.1:9123
+  rbd-nbd-rs status --daemon /run/disk.asok
   nbdcopy nbd://127.0.0.1/rbd/b@monday monday.img")]
 pub(crate) struct Serve {
     /// Images, or snapshots of them.
@@ -41,6 +45,9 @@ pub(crate) struct Serve {
     /// Refuse writes.
     #[arg(long)]
     read_only: bool,
+    /// Answer Prometheus at http://ADDRESS:PORT/metrics.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 impl Serve {
@@ -57,10 +64,14 @@ impl Serve {
     async fn serve(&self, cluster: &Cluster, images: &mut Vec<Image>) -> Result<()> {
         let (mut terminate, mut interrupt) =
             (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+        let telemetry = Telemetry::new();
+        telemetry.cluster(cluster);
+        let _telling = daemon::tell(&telemetry, cluster.config(), self.metrics).await?;
         let mut exports = Vec::new();
         for text in &self.specs {
             let image = self.open(cluster, text).await?;
             images.push(image.clone());
+            telemetry.image(&image);
             let mut export = Export::new(text.as_str(), ImageDevice::new(image));
             export.description = format!("RBD image {text} of cluster {}", cluster.fsid());
             exports.push(export);
