@@ -6,6 +6,7 @@
 mod directory;
 mod image;
 pub mod lock;
+mod object_map;
 mod types;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::denc::{Decode, Encode, Result, decode};
 
 pub use directory::*;
 pub use image::*;
+pub use object_map::*;
 pub use types::*;
 
 /// A class method with the input of one call.
