@@ -73,8 +73,11 @@ impl Decode for MonMap {
             let (fsid, epoch) = (r.get()?, r.get()?);
             let (last_changed, created) = (r.get()?, r.get()?);
             let (persistent_features, optional_features) = (features(r)?, features(r)?);
-            let mut by_name: BTreeMap<String, Mon> =
-                r.map(10, |r| Ok((r.string()?, r.get::<Mon>()?)))?;
+            // The name under which it stands counts; Ceph writes it again beside its addresses.
+            let mut by_name: BTreeMap<String, Mon> = r.map(10, |r| {
+                let name = r.string()?;
+                Ok((name.clone(), Mon { name, ..r.get()? }))
+            })?;
             let mons = r.list(4, |r| {
                 let missing = DecodeError::Invalid { what: "MonMap rank", value: 0 };
                 by_name.remove(&r.string()?).ok_or(missing)
