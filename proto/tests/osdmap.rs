@@ -309,6 +309,21 @@ fn reseal(bytes: &mut [u8], tail: usize) {
     bytes[at..at + 4].copy_from_slice(&computed.to_le_bytes());
 }
 
+/// How many OSDs there are is no reason to take memory for them, if the map says nothing of each.
+#[test]
+fn more_osds_than_the_map_tells_of_are_refused() {
+    let history = &HISTORIES[0];
+    let map = history.last();
+    let mut bytes = map.encode(history.features).to_vec();
+    // It stands before the list of states, whose length it is.
+    let count = (map.max_osd() as u32).to_le_bytes();
+    let at = bytes.windows(8).position(|window| window == [count, count].concat()).unwrap();
+    bytes[at..at + 4].copy_from_slice(&(1u32 << 20).to_le_bytes());
+    reseal(&mut bytes, 0);
+    let refused = OsdMap::decode(&bytes);
+    assert!(matches!(refused, Err(DecodeError::Invalid { what: "max_osd", .. })), "{refused:?}");
+}
+
 /// Bytes that are wrong but well sealed, and sections cut short: an error, or a map that can be asked anything.
 #[test]
 fn hostile_maps_do_no_harm() {

@@ -119,15 +119,15 @@ fn decode_client(map: &mut Contents, version: u8, r: &mut Reader<'_>) -> Result<
     map.pool_max = PoolId(r.i32()?.into()); // 64 bits in incrementals
     map.flags = r.u32()?;
     let max_osd = osd_count(r.i32()?)?;
-    map.osd_state = by_osd(max_osd, r.list(4, Reader::u32)?, 0)?;
-    map.osd_weight = by_osd(max_osd, r.list(4, Reader::u32)?, 0)?;
+    map.osd_state = by_osd(max_osd, r.list(4, Reader::u32)?)?;
+    map.osd_weight = by_osd(max_osd, r.list(4, Reader::u32)?)?;
     each_osd(map, r, 5, EntityAddrs::decode, |osd| &mut osd.addrs)?;
     map.pg_temp = r.map(17 + 4, |r| Ok((r.get()?, codec::osds(r)?)))?;
     map.primary_temp = r.map(17 + 4, |r| Ok((r.get()?, r.get()?)))?;
     map.osd_primary_affinity = r.list(4, Reader::u32)?;
     if !map.osd_primary_affinity.is_empty() {
-        let given = std::mem::take(&mut map.osd_primary_affinity);
-        map.osd_primary_affinity = by_osd(max_osd, given, super::WEIGHT_ONE)?;
+        check_len(max_osd, map.osd_primary_affinity.len())?;
+        map.osd_primary_affinity.resize(max_osd, super::WEIGHT_ONE);
     }
     map.crush = codec::read_crush(r.blob()?)?;
     map.erasure_code_profiles = codec::nested_text_map(r)?;
@@ -199,10 +199,12 @@ pub(super) fn osd_count(max_osd: i32) -> Result<usize> {
     Ok(count)
 }
 
-/// A list by OSD id, `max_osd` long.
-fn by_osd(max_osd: usize, mut list: Vec<u32>, fill: u32) -> Result<Vec<u32>> {
+/// A list by OSD id, which Ceph writes `max_osd` long: what the map says of OSDs takes no more memory than bytes.
+fn by_osd(max_osd: usize, list: Vec<u32>) -> Result<Vec<u32>> {
     check_len(max_osd, list.len())?;
-    list.resize(max_osd, fill);
+    if list.len() < max_osd {
+        return Err(DecodeError::Invalid { what: "max_osd", value: max_osd as u64 });
+    }
     Ok(list)
 }
 
