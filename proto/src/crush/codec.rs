@@ -156,16 +156,19 @@ fn rule(r: &mut Reader<'_>, number: usize) -> Result<Option<Rule>> {
     Ok(Some(Rule { kind, min_size, max_size, steps }))
 }
 
-/// A map of names. Encoders once wrote 64-bit keys; as no name is empty, a length of 0 is a key's upper half.
+/// A map of names. Encoders once wrote 64-bit keys; as no name is empty, a length of 0 is a key's upper half. One that
+/// is empty after all is none.
 fn names(r: &mut Reader<'_>) -> Result<BTreeMap<i32, String>> {
-    r.map(8, |r| {
+    let mut names = r.map(8, |r| {
         let key = r.i32()?;
         let is_wide = r.peek().starts_with(&[0; 4]);
         if is_wide {
             r.skip(4)?;
         }
         Ok((key, r.string()?))
-    })
+    })?;
+    names.retain(|_, name| !name.is_empty());
+    Ok(names)
 }
 
 fn choose_args(r: &mut Reader<'_>, buckets: &[Option<Bucket>]) -> Result<ChooseArgs> {

@@ -106,6 +106,33 @@ fn names_with_64_bit_keys() {
 }
 
 #[test]
+fn a_name_that_is_empty_is_none() {
+    let names = [(7, String::new()), (8, "eight".into())].into();
+    let map = CrushMap { item_names: names, ..CrushMap::default() };
+    let bytes = map.to_bytes();
+    // The length of an empty name is taken for the upper half of its key: it needs one.
+    let at = bytes.windows(8).position(|window| window == [7, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    let wide = [&bytes[..at + 4], &[0; 4], &bytes[at + 4..]].concat();
+    let read = CrushMap::from_bytes(&wide).unwrap();
+    assert_eq!(read.item_names, [(8, "eight".into())].into());
+}
+
+#[test]
+fn a_mapping_that_is_cut_short_says_so() {
+    let map = tree(&[(-1, 2, &[-2, -3]), (-2, 1, &[0, 1]), (-3, 1, &[2, 3])]);
+    let steps = [(Op::TAKE, -1, 0), (Op::CHOOSELEAF_FIRSTN, 2, 1), (Op::EMIT, 0, 0)];
+    let steps = steps.map(|(op, arg1, arg2)| Step { op, arg1, arg2 });
+    let kind = RuleKind::REPLICATED;
+    let rule = Rule { kind, min_size: 1, max_size: 100, steps: steps.to_vec() };
+    let map = CrushMap { rules: vec![Some(rule)], ..map };
+    for (work, is_exhausted) in [(5, true), (1000, false)] {
+        let mut scratch = Scratch::bounded(work);
+        let found = map.do_rule(0, 1, 2, &[0x1_0000; 4], None, &mut scratch).len();
+        assert_eq!((found == 2, scratch.is_exhausted()), (!is_exhausted, is_exhausted));
+    }
+}
+
+#[test]
 fn what_no_ceph_would_encode_is_refused() {
     let base = tree(&[(-1, 1, &[0, 1])]);
     let broken = |change: &dyn Fn(&mut CrushMap)| {
@@ -160,9 +187,7 @@ fn tree(buckets: &[(i32, u16, &[i32])]) -> CrushMap {
 
 /// Gives up soon, as unoptimised code is slow.
 fn impatient() -> Scratch {
-    let mut scratch = Scratch::default();
-    scratch.work = 1 << 16;
-    scratch
+    Scratch::bounded(1 << 16)
 }
 
 /// The first mapping of `map` by a rule of these steps.

@@ -10,7 +10,9 @@ use crate::limits;
 #[derive(Clone, Debug)]
 pub struct Scratch {
     /// How many hashes a mapping may take.
-    pub(super) work: u64,
+    work: u64,
+    /// Whether the last mapping was cut short because it took too many.
+    is_exhausted: bool,
     /// The result.
     out: Vec<i32>,
     /// What the next step starts from.
@@ -25,14 +27,27 @@ pub struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
+        Self::bounded(limits::CRUSH_WORK)
+    }
+}
+
+impl Scratch {
+    /// For mappings of at most so many hashes each: of a map that nobody vouches for.
+    pub fn bounded(work: u64) -> Self {
         Self {
-            work: limits::CRUSH_WORK,
+            work,
+            is_exhausted: false,
             out: Vec::new(),
             from: Vec::new(),
             chosen: Vec::new(),
             leaves: Vec::new(),
             msr: super::msr::Scratch::default(),
         }
+    }
+
+    /// Whether the last mapping was cut short. Then it is not what Ceph would have found, who goes on.
+    pub fn is_exhausted(&self) -> bool {
+        self.is_exhausted
     }
 }
 
@@ -52,6 +67,7 @@ impl CrushMap {
         scratch: &'s mut Scratch,
     ) -> &'s [i32] {
         scratch.out.clear();
+        scratch.is_exhausted = false;
         if let Some(rule) = self.rule(rule).filter(|_| result_max > 0) {
             let mut walk = Walk { map: self, x, weights, choose_args, work_left: scratch.work };
             if rule.kind.is_msr() {
@@ -59,6 +75,7 @@ impl CrushMap {
             } else {
                 walk.steps(rule, result_max, scratch);
             }
+            scratch.is_exhausted = walk.work_left == 0;
         }
         &scratch.out
     }
