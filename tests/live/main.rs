@@ -9,7 +9,6 @@ mod connect;
 mod data;
 mod faults;
 mod images;
-mod lock;
 mod ops;
 mod space;
 mod telemetry;

@@ -110,7 +110,6 @@ impl Watches {
                     payload: Bytes::new(),
                     result: 0,
                     notifier: 0,
-                    replies: Bytes::new(),
                 },
             );
         }
@@ -244,11 +243,10 @@ impl Notify {
             payload: self.payload.clone(),
             result: 0,
             notifier: self.notifier,
-            replies: Bytes::new(),
         }
     }
 
-    /// Tells the notifier who has answered what, and who has not.
+    /// Tells the notifier who has answered what, and who has not. Only this message has its payload in the data part.
     fn complete(self, id: u64, result: i32, actions: &mut Actions) {
         let mut w = BytesMut::new();
         w.put_count(self.replies.len());
@@ -264,16 +262,35 @@ impl Notify {
         }
         actions.send(
             self.conn,
-            WatchNotify {
-                event: event::NOTIFY_COMPLETE,
-                cookie: self.cookie,
-                version: self.user_version,
-                notify_id: id,
-                payload: Bytes::new(),
-                result,
-                notifier: self.notifier,
-                replies: w.freeze(),
-            },
+            Completion(
+                WatchNotify {
+                    event: event::NOTIFY_COMPLETE,
+                    cookie: self.cookie,
+                    version: self.user_version,
+                    notify_id: id,
+                    payload: Bytes::new(),
+                    result,
+                    notifier: self.notifier,
+                },
+                w.freeze(),
+            ),
         );
+    }
+}
+
+/// The end of a notify, with the watchers' answers as its data.
+struct Completion(WatchNotify, Bytes);
+
+impl proto::msgr::Outgoing for Completion {
+    fn header(&self) -> proto::msgr::Header {
+        self.0.header()
+    }
+
+    fn encode_front(&self, w: &mut BytesMut) {
+        self.0.encode_front(w);
+    }
+
+    fn data(&self, piece: &mut dyn FnMut(&Bytes)) {
+        piece(&self.1);
     }
 }

@@ -321,7 +321,7 @@ impl Pool {
     }
 
     /// What CRUSH gets for a placement group (`raw_pg_to_pps`).
-    pub(super) fn placement_seed(&self, pg: PgId) -> u32 {
+    pub fn placement_seed(&self, pg: PgId) -> u32 {
         let seed = stable_mod(pg.seed, self.pgp_num);
         let pool = pg.pool.0 as u32;
         if self.has(flag::HASHPSPOOL) {

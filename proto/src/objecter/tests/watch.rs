@@ -67,7 +67,6 @@ impl World {
             payload: Bytes::from_static(b"news"),
             result: 0,
             notifier: 5,
-            replies: Bytes::new(),
         });
     }
 }

@@ -6,16 +6,18 @@
 mod directory;
 mod image;
 pub mod lock;
-mod object_map;
 mod types;
 
 use bytes::Bytes;
 
 use crate::denc::{Decode, Encode, Result, decode};
 
+use directory::METHODS as DIRECTORY;
+use image::METHODS as IMAGE;
+use lock::METHODS as LOCK;
+
 pub use directory::*;
 pub use image::*;
-pub use object_map::*;
 pub use types::*;
 
 /// A class method with the input of one call.
@@ -38,6 +40,35 @@ pub trait Method: Encode + Decode {
     fn input(&self) -> Bytes {
         self.to_bytes()
     }
+}
+
+/// A method without its types, for what has to be true of all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct AnyMethod {
+    /// The class.
+    pub class: &'static str,
+    /// The method.
+    pub name: &'static str,
+    /// Reads what goes in, and writes it again.
+    pub input: fn(&[u8]) -> Result<Bytes>,
+    /// Reads what comes out, and writes it again.
+    pub reply: fn(&[u8]) -> Result<Bytes>,
+}
+
+impl AnyMethod {
+    const fn of<M: Method>() -> Self {
+        Self {
+            class: M::CLASS,
+            name: M::NAME,
+            input: |bytes| Ok(decode::<M>(bytes, M::NAME)?.input()),
+            reply: |bytes| Ok(M::reply(bytes)?.to_bytes()),
+        }
+    }
+}
+
+/// Every method.
+pub fn all() -> impl Iterator<Item = &'static AnyMethod> {
+    [DIRECTORY, IMAGE, LOCK].into_iter().flatten()
 }
 
 /// Nothing.
@@ -103,7 +134,12 @@ macro_rules! methods {
         $access:ident $name:ident($method:literal) $([$version:literal, $compat:literal])? {
             $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
         } -> $reply:ty;
-    )*) => {$(
+    )*) => {
+        /// The methods of this file, for [`super::all`].
+        pub(super) const METHODS: &[$crate::rbd::cls::AnyMethod] =
+            &[$($crate::rbd::cls::AnyMethod::of::<$name>(),)*];
+
+        $(
         $crate::rbd::cls::record! {
             $(#[$doc])*
             $name $([$version, $compat])? { $($(#[$field_doc])* $field: $type,)* }
@@ -115,7 +151,8 @@ macro_rules! methods {
             const WRITES: bool = $crate::rbd::cls::methods!(@writes $access);
             type Reply = $reply;
         }
-    )*};
+        )*
+    };
     (@writes reads) => { false };
     (@writes writes) => { true };
 }
