@@ -1,11 +1,13 @@
 //! An image as a block device that others can use: the seam to NBD.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nbd::device::{Allocation, Completion, Device, Errno, Extent, Geometry, Op, Outcome, ReadData};
 use nbd::device::{Queue, Request, Segment};
+use tokio::time::Instant;
 
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use crate::image::{self, Image, Io};
 
 /// The longest read or write, in bytes: what NBD clients take for granted at most.
@@ -35,7 +37,38 @@ impl Device for ImageDevice {
     }
 
     fn queue(&self) -> Box<dyn Queue> {
-        Box::new(ImageQueue { queue: self.image.queue(), done: Vec::new(), refused: Vec::new() })
+        Box::new(ImageQueue {
+            queue: self.image.queue(),
+            done: Vec::new(),
+            refused: Vec::new(),
+            complaints: Complaints::default(),
+        })
+    }
+}
+
+/// How often failed I/O is told of: whoever goes on in spite of it would fill the log.
+const COMPLAIN: Duration = Duration::from_secs(5);
+
+/// What was said about failed I/O.
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn about(&mut self, error: &Error) {
+        // That it will go on like this was said when it began.
+        if error.kind() == Kind::Fenced || self.last.is_some_and(|last| last.elapsed() < COMPLAIN) {
+            self.unsaid += 1;
+            return tracing::debug!(%error, "I/O failed");
+        }
+        let before = std::mem::take(&mut self.unsaid);
+        self.last = Some(Instant::now());
+        match before {
+            0 => tracing::error!(%error, "I/O failed"),
+            before => tracing::error!(%error, before, "I/O failed, as that many before it did"),
+        }
     }
 }
 
@@ -44,6 +77,7 @@ struct ImageQueue {
     done: Vec<image::Completion>,
     /// Requests that want something fast that is not.
     refused: Vec<u64>,
+    complaints: Complaints,
 }
 
 impl Queue for ImageQueue {
@@ -72,11 +106,7 @@ impl Queue for ImageQueue {
         }
         out.extend(self.done.drain(..).map(|done| {
             let result = done.result.map(outcome).map_err(|error| {
-                match error.kind() {
-                    // That it will go on like this was said when it began.
-                    Kind::Fenced => tracing::debug!(%error, "I/O failed"),
-                    _ => tracing::error!(%error, "I/O failed"),
-                }
+                self.complaints.about(&error);
                 Errno::from_os(error.errno())
             });
             Completion { token: done.token, result }

@@ -777,7 +777,11 @@ impl State {
             (0, _) => None,
             // Rarer the longer it lasts.
             (_, false) => Some((now + age, age * 2)),
-            (_, true) => Some((now + SLOW_OP, SLOW_OP)),
+            // When the oldest will be slow, and those that came with it.
+            (_, true) => {
+                let due = |oldest| oldest + SLOW_OP + Duration::from_secs(1);
+                self.objecter.oldest().map(|oldest| (due(oldest), SLOW_OP))
+            }
         };
     }
 }

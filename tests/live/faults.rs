@@ -1,7 +1,12 @@
 //! What dies comes back, and nothing that was acknowledged is lost. Each test has a cluster of its own to break.
 
+mod fencing;
+mod full;
+mod killed;
+mod memory;
+
 use std::thread::{scope, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Ceph, Options, Serve, Store};
 use crate::{MIXED_SIZES, fio_report};
@@ -44,6 +49,24 @@ fn one_monitor_after_the_other_goes() {
             ceph.start_mon(i);
         }
     });
+}
+
+/// What librbd reads of an image.
+#[track_caller]
+fn export(ceph: &Ceph, image: &str) -> Vec<u8> {
+    let ran = ceph.run("rbd", &["export", "--no-progress", image, "-"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    ran.out
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
+        sleep(Duration::from_millis(50));
+    }
 }
 
 /// Runs `faults` while fio writes through an export, then lets fio verify all it wrote, and librbd agree.

@@ -204,7 +204,8 @@ impl Ceph {
         self.run_for(program, args, 180)
     }
 
-    fn run_for(&self, program: &str, args: &[&str], limit_seconds: u32) -> Ran {
+    /// The same, for at most so many seconds.
+    pub(crate) fn run_for(&self, program: &str, args: &[&str], limit_seconds: u32) -> Ran {
         let (program, first) = self.invocation(program);
         let first: Vec<_> = first.iter().map(String::as_str).collect();
         let args = [&first[..], args].concat();

@@ -4,9 +4,11 @@
 #![allow(unused_imports, dead_code, reason = "the tests need parts of it, the bench others")]
 
 mod ceph;
+mod ledger;
 mod run;
 mod serve;
 
 pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Release, Store};
+pub(crate) use self::ledger::{Ledger, Worked};
 pub(crate) use self::run::{Ran, run, run_in};
 pub(crate) use self::serve::{Serve, program};

@@ -57,7 +57,10 @@ impl<T> Objecter<T> {
             Place::Queued => self.is_unreachable(op.location.primary),
             Place::Sent => false,
         });
-        if epoch < maps.newest || waits {
+        // Nobody waits for space where writes fail at once, and reads may not tell of newer maps.
+        let full = self.abort_on_full
+            && self.placement.as_ref().is_some_and(|placement| !placement.full_pools().is_empty());
+        if epoch < maps.newest || waits || full {
             self.want_map();
         }
         Ok(epoch > before)

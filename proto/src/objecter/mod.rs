@@ -596,11 +596,16 @@ impl<T> Objecter<T> {
         if self.laggy_check.is_none_or(|when| when > now) {
             return;
         }
-        let oldest = self.ops.iter().map(|(_, op)| op.submitted).min();
+        let oldest = self.oldest();
         self.laggy_check = oldest.map(|_| now + LAGGY / 2);
         if oldest.is_some_and(|submitted| now.since(submitted) >= LAGGY) {
             self.want_map();
         }
+    }
+
+    /// When the oldest of the operations in flight was submitted.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.ops.iter().map(|(_, op)| op.submitted).min()
     }
 
     /// Operations that have waited longer than `age`, oldest first.

@@ -17,6 +17,7 @@ mod size;
 mod spec;
 mod status;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use ceph_native::cluster::Cluster;
@@ -106,7 +107,11 @@ fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
 
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 fn run(verb: Verb, ceph: &config::Args) -> Result<()> {

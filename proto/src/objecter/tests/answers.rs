@@ -229,6 +229,8 @@ fn full_pools_end_writes_at_once_where_that_was_wanted() {
     assert_eq!(world.completed(), [(1, full)], "the OSD may have dropped it");
     world.write(3, &object_in(0));
     assert_eq!(world.completed(), [(3, full)]);
+    let start = Epoch(world.map.epoch.0 + 1);
+    assert_eq!(world.actions(), [Action::WantMap { start }], "or nobody learns of space");
     world.submit(4, &object_in(0), Op::Delete, flag::FULL_FORCE);
     assert_eq!(world.sent_one().flags & flag::FULL_FORCE, flag::FULL_FORCE);
     world.answer(&read, 0);

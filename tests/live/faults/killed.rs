@@ -1,0 +1,34 @@
+//! Our own process dies at any moment: what it acknowledged is there.
+
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use super::export;
+use crate::full;
+use crate::support::{Ceph, Ledger, Options, Store};
+
+#[test]
+fn what_was_acknowledged_outlives_our_process_whenever_it_is_killed() {
+    let rounds = if full() { 200 } else { 15 };
+    let ceph = Ceph::start(Options { osds: 3, store: Store::Memstore, ..Options::default() });
+    ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "image"]);
+    let mut ledger = Ledger::new(8 << 20);
+    let mut done = 0;
+    for round in 0..rounds {
+        let serve = ceph.serve(&["rbd/image"]);
+        let socket = serve.socket.clone();
+        // Odd, so that no moment of the work is met again and again.
+        let moment = Duration::from_millis(50 + round * 7919 % 700);
+        scope(|scope| {
+            let worker = scope.spawn(|| ledger.work(&socket, "rbd/image", || false));
+            sleep(moment);
+            // It gets no chance to say anything: SIGKILL.
+            drop(serve);
+            let worked = worker.join().unwrap();
+            assert!(worked.end.is_some() && worked.errors.is_empty(), "{:?}", worked.errors);
+            done += worked.done;
+        });
+        ledger.check(&mut export(&ceph, "image").as_slice());
+    }
+    assert!(done > rounds * 20, "only {done} requests in {rounds} rounds");
+}
