@@ -12,7 +12,7 @@ use proto::msgr::auth::{ConnectionMode, ServerAuth};
 use proto::msgr::{Message, Session};
 use proto::osdmap::Incremental;
 use proto::types::{
-    EntityAddr, EntityAddrs, EntityName, EntityType, Entropy, Epoch, Instant, OsdId,
+    EntityAddr, EntityAddrs, EntityName, EntityType, Entropy, Epoch, Instant, OsdId, PoolId,
 };
 
 use crate::disk::Disk;
@@ -58,6 +58,8 @@ pub struct Cluster {
     next_conn: u64,
     /// The map that OSDs were last told of, and that was last saved.
     told: Epoch,
+    /// Placement groups of the pools in that map.
+    pg_nums: BTreeMap<PoolId, u32>,
 }
 
 /// What a client turns out to be once it has authenticated.
@@ -88,6 +90,7 @@ impl Cluster {
             conns: BTreeMap::new(),
             next_conn: 1,
             told: Epoch(0),
+            pg_nums: BTreeMap::new(),
         }
     }
 
@@ -240,6 +243,15 @@ impl Cluster {
             return;
         }
         self.told = newest;
+        let pools = &self.monitor.map.map().pools;
+        let pg_nums: BTreeMap<_, _> = pools.iter().map(|(id, pool)| (*id, pool.pg_num)).collect();
+        for (pool, after) in &pg_nums {
+            match self.pg_nums.get(pool) {
+                Some(before) if before != after => self.store.resize(*pool, *before, *after),
+                _ => {}
+            }
+        }
+        self.pg_nums = pg_nums;
         if let Some(disk) = &self.disk {
             let map: Bytes = self.monitor.map.saved();
             // If the map is lost, the journal cannot be written either: that ends the cluster.

@@ -378,7 +378,7 @@ async fn start(options: &Options) -> io::Result<(Shared, (SocketAddr, Fsid, Keyr
     let listener = TcpListener::bind(SocketAddr::new(options.bind, options.port)).await?;
     let addr = EntityAddr::msgr2(listener.local_addr()?, 0);
     let fsid = map.map().fsid;
-    let monitor = Monitor::new(map, EntityAddrs(vec![addr]));
+    let monitor = Monitor::new(map, &[EntityAddrs(vec![addr])]);
     let policy = Policy {
         methods: vec![if options.auth { method::CEPHX } else { method::NONE }],
         service_keys: options.key_type,

@@ -113,16 +113,19 @@ impl ClusterMap {
         let map = &self.map;
         let pools = map.pools.iter().map(|(&id, pool)| {
             let before = self.view.pools.get(&id);
+            // Groups that split or are merged drop what they were sent before.
+            let resized = before.is_some_and(|pg| pg.primaries.len() != pool.pg_num as usize);
             let primaries = (0..pool.pg_num).map(|seed| {
                 let pg = PgId { pool: id, seed };
                 let osd = map.mapping(pg).and_then(|mapping| mapping.acting_primary);
                 let before = before.and_then(|pool| pool.primaries.get(seed as usize));
-                match before {
-                    Some(primary) if primary.osd == osd => *primary,
+                let since = match before {
+                    Some(primary) if primary.osd == osd && !resized => primary.since,
                     // Of a map that was loaded, nothing older is known.
-                    None if self.view.epoch == Epoch(0) => Primary { osd, since: Epoch(0) },
-                    _ => Primary { osd, since: map.epoch },
-                }
+                    None if self.view.epoch == Epoch(0) => Epoch(0),
+                    _ => map.epoch,
+                };
+                Primary { osd, since: since.max(pool.last_force_op_resend) }
             });
             let full = pool
                 .has(pool_flag::FULL)

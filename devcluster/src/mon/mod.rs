@@ -53,9 +53,16 @@ pub struct Shared<'a> {
 }
 
 impl Monitor {
-    /// A monitor at an address.
-    pub fn new(map: ClusterMap, addrs: EntityAddrs) -> Self {
+    /// A monitor at these addresses: each is another one to clients.
+    pub fn new(map: ClusterMap, addrs: &[EntityAddrs]) -> Self {
         let cluster = map.map();
+        let named = ('a'..='z').zip(addrs);
+        let mons = named.map(|(name, addrs)| Mon {
+            name: name.to_string(),
+            addrs: addrs.clone(),
+            priority: 0,
+            weight: 0,
+        });
         let monmap = MonMap {
             epoch: Epoch(1),
             fsid: cluster.fsid,
@@ -64,7 +71,7 @@ impl Monitor {
             // Kraken to Pacific.
             persistent_features: 0b11_1111,
             optional_features: 0,
-            mons: vec![Mon { name: "a".to_owned(), addrs, priority: 0, weight: 0 }],
+            mons: mons.collect(),
             min_release: 16,
             auth: None,
         };

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use proto::types::{PgId, PoolId, SnapId};
 
+use crate::osd::fold;
+
 pub use journal::{JournalError, Record};
 pub use mutation::Mutation;
 pub use object::{Entry, Object, ObjectId, ObjectInfo, SnapSet};
@@ -122,6 +124,20 @@ impl Store {
     pub fn remove_pool(&mut self, pool: PoolId) {
         self.note(|| Record::RemovePool(pool));
         self.pools.remove(&pool);
+    }
+
+    /// Splits or merges a pool's placement groups, which take their memory along: a request that was answered by the one
+    /// must not be carried out by the other.
+    pub fn resize(&mut self, pool: PoolId, before: u32, after: u32) {
+        let (fewer, more) = (before.min(after), before.max(after));
+        for seed in fewer..more {
+            let (child, parent) = (PgId { pool, seed }, PgId { pool, seed: fold(seed, fewer) });
+            let (from, to) = if before < after { (parent, child) } else { (child, parent) };
+            let memory = self.pg(from).clone();
+            for (reqid, answer) in memory.answers() {
+                self.remember(to, *reqid, answer.clone());
+            }
+        }
     }
 
     fn apply(&mut self, transaction: Transaction) {

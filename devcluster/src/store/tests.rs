@@ -200,3 +200,16 @@ fn trimming_forgets_clones_that_nobody_sees() {
     store.trim(POOL, SnapId(4));
     assert!(store.get(POOL, &id("b")).is_none());
 }
+
+#[test]
+fn groups_that_split_or_merge_keep_what_they_answered() {
+    let mut store = filled();
+    let (whole, child) = (PgId { pool: POOL, seed: 1 }, PgId { pool: POOL, seed: 5 });
+    store.remember(whole, reqid(77), answer(8));
+    store.resize(POOL, 4, 8);
+    assert_eq!(store.pg(child).answered(&reqid(77)), Some(&answer(8)));
+    assert!(store.pg(child).version >= answer(8).version);
+    store.remember(child, reqid(78), answer(9));
+    store.resize(POOL, 8, 4);
+    assert_eq!(store.pg(whole).answered(&reqid(78)), Some(&answer(9)));
+}
