@@ -40,8 +40,8 @@ pub struct Monitor {
 /// One client's session.
 struct Session {
     auth: MonSession,
-    /// The first map that it has not been sent yet, if it wants to be kept up to date.
-    osdmap: Option<Epoch>,
+    /// The first map that it has not been sent yet, if it wants it, and whether that is all it wants.
+    osdmap: Option<(Epoch, bool)>,
 }
 
 /// What the monitor shares with the rest of the cluster.
@@ -95,9 +95,9 @@ impl Monitor {
         self.map.apply(change, now.wall);
         let newest = self.map.view.epoch;
         for (conn, session) in &mut self.sessions {
-            if let Some(start) = session.osdmap.filter(|start| *start <= newest) {
+            if let Some((start, once)) = session.osdmap.filter(|(start, _)| *start <= newest) {
                 actions.send(*conn, self.map.history.since(start));
-                session.osdmap = Some(Epoch(newest.0 + 1));
+                session.osdmap = (!once).then_some((Epoch(newest.0 + 1), false));
             }
         }
     }
@@ -154,13 +154,14 @@ impl Monitor {
             match what.as_str() {
                 "osdmap" => {
                     let newest = self.map.view.epoch;
-                    let mut start = Epoch(subscription.start as u32);
-                    if start <= newest {
+                    let once = subscription.onetime;
+                    let mut wanted = Some((Epoch(subscription.start as u32), once));
+                    if let Some((start, _)) = wanted.filter(|(start, _)| *start <= newest) {
                         shared.actions.send(conn, self.map.history.since(start));
-                        start = Epoch(newest.0 + 1);
+                        wanted = (!once).then_some((Epoch(newest.0 + 1), false));
                     }
                     if let Some(session) = self.sessions.get_mut(&conn) {
-                        session.osdmap = (!subscription.onetime).then_some(start);
+                        session.osdmap = wanted;
                     }
                 }
                 "monmap" if subscription.start <= 1 => {

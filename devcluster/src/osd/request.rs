@@ -306,7 +306,11 @@ impl Request {
         if ops.iter().any(|op| matches!(op.op, Op::ListSnaps) != on_snapdir) {
             return Err(EINVAL);
         }
-        if self.writes
+        let takes_space = ops.iter().any(|op| {
+            let op = &op.op;
+            matches!(op, Op::Create { .. }) || op.writes() && op.payload().is_some()
+        });
+        if takes_space
             && let Some(errno) = shared.map.pools.get(&self.pg.pool).and_then(|pool| pool.full)
             && self.routing.flags & flag::FULL_TRY != 0
             && self.routing.flags & flag::FULL_FORCE == 0

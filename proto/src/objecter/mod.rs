@@ -681,9 +681,10 @@ impl<T> Objecter<T> {
         if placement.paused(op.routing.flags, pool) {
             let full = respects_full(op.routing.flags) && placement.is_full(pool);
             if full && self.abort_on_full {
-                self.end_one(now, tid, OpError::Full(pool));
+                return self.end_one(now, tid, OpError::Full(pool));
             }
-            return;
+            // Only another map ends it.
+            return self.want_map();
         }
         let Some(osd) = location.primary else { return self.want_map() };
         op.place = Place::Queued;

@@ -40,6 +40,16 @@ fn paused_reads_and_writes_wait_for_their_flag() {
 }
 
 #[test]
+fn whatever_is_submitted_during_a_pause_wants_to_hear_of_its_end() {
+    let mut world = World::connected();
+    flags(&mut world, map_flag::PAUSEWR);
+    world.read(1, &object_in(0));
+    assert_eq!(world.actions(), []);
+    world.write(2, &object_in(0));
+    assert_eq!(world.actions(), [Action::WantMap { start: Epoch(3) }]);
+}
+
+#[test]
 fn what_was_sent_before_a_pause_is_not_taken_back() {
     let mut world = World::connected();
     world.write(1, &object_in(0));
