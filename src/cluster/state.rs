@@ -716,6 +716,10 @@ impl State {
 impl State {
     /// When [`State::handle_timeout`] has something to do next.
     pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
+        // What is left is for connections to end, which takes no clock.
+        if self.closed {
+            return None;
+        }
         let links = self.links.iter().filter_map(|(_, link)| link.connection.poll_timeout());
         let redials = self.osds.values().filter_map(|osd| osd.redial.map(|(when, _)| when));
         let others = [
