@@ -164,6 +164,30 @@ fn unsafe_is_in_named_files_only() {
     }
 }
 
+/// A simulation takes the same course each time only if nothing but its seed decides.
+#[test]
+fn what_is_simulated_leaves_nothing_to_chance() {
+    let mut wrong = Vec::new();
+    for file in rust_files("src").iter().filter(|file| !file.starts_with(root().join("src/bin"))) {
+        let text = read(file);
+        for (at, _) in text.match_indices("select! {") {
+            let mut words = text[at..].lines().skip(1).map(str::trim);
+            if words.find(|line| !line.starts_with("//")) != Some("biased;") {
+                wrong.push(format!("{}: select! without biased", file.display()));
+            }
+        }
+        for word in ["std::time::Instant::now", "SystemTime::now", "getrandom::fill"] {
+            let name = file.strip_prefix(root()).unwrap().to_str().unwrap();
+            let known =
+                [("src/net.rs", "getrandom::fill"), ("src/cluster/mod.rs", "SystemTime::now")];
+            if text.contains(word) && !known.contains(&(name, word)) {
+                wrong.push(format!("{}: {word}", file.display()));
+            }
+        }
+    }
+    report(wrong);
+}
+
 #[test]
 fn lints_are_switched_off_with_a_reason() {
     let mut wrong = Vec::new();

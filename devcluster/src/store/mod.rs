@@ -126,8 +126,8 @@ impl Store {
         self.pools.remove(&pool);
     }
 
-    /// Splits or merges a pool's placement groups, which take their memory along: a request that was answered by the one
-    /// must not be carried out by the other.
+    /// Splits or merges a pool's placement groups, which take their memory along: a request that was answered by the
+    /// one must not be carried out by the other.
     pub fn resize(&mut self, pool: PoolId, before: u32, after: u32) {
         let (fewer, more) = (before.min(after), before.max(after));
         for seed in fewer..more {
