@@ -15,6 +15,7 @@ use proto::types::{Epoch, PoolId};
 
 pub use proto::msg::op::{ListedObject, Op};
 
+pub(crate) use self::watch::Acknowledgement;
 pub use self::watch::{Notification, Watch, WatchEvent};
 
 use crate::cluster::Cluster;

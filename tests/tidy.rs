@@ -24,7 +24,7 @@ const PROTO: &[(&str, &[&str])] = &[
     ("mon", &["cephx", "denc", "limits", "monmap", "msg", "msgr", "types"]),
     // It says what to send to which OSD, never how.
     ("objecter", &["denc", "limits", "msg", "osdmap", "types"]),
-    ("rbd", &["denc", "limits", "msg", "types"]),
+    ("rbd", &["crc", "denc", "limits", "msg", "types"]),
 ];
 
 /// Modules of the library in `src`, rising: each may name those before it. Programs (`src/bin`) may name all.

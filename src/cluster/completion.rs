@@ -40,6 +40,7 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     results: Vec<(u64, OpResult)>,
+    nudged: bool,
     waker: Option<Waker>,
 }
 
@@ -63,10 +64,16 @@ impl Inbox {
         }
     }
 
-    /// Swaps all results into `taken`, which must be empty; pending while there are none.
+    /// Has whoever takes results look again, though there may be none.
+    pub(crate) fn nudge(&self) {
+        self.lock().nudged = true;
+        self.wake();
+    }
+
+    /// Swaps all results into `taken`, which must be empty; pending while there are none and nobody nudged.
     pub(crate) fn poll_take(&self, cx: &Context<'_>, taken: &mut Vec<(u64, OpResult)>) -> Poll<()> {
         let mut state = self.lock();
-        if state.results.is_empty() {
+        if state.results.is_empty() && !mem::take(&mut state.nudged) {
             if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 state.waker = Some(cx.waker().clone());
             }

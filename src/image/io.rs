@@ -4,9 +4,11 @@
 //! and completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
 //! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
 
+mod staged;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -18,6 +20,7 @@ use proto::rbd::layout::{self, Layout};
 use proto::rbd::names::DataNames;
 use slab::Slab;
 
+use self::staged::{Change, Staged};
 use super::Image;
 use super::live::Live;
 use super::pending::{InFlight, Kind};
@@ -92,6 +95,11 @@ impl Io {
             | Self::Extents { .. } => 0,
         }
     }
+
+    /// Whether it changes the image.
+    fn changes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. })
+    }
 }
 
 /// A consecutive part of what was read.
@@ -162,6 +170,14 @@ pub struct Queue {
     costs: Vec<u64>,
     done: Vec<Completion>,
     results: Vec<(u64, OpResult)>,
+    /// Results that nobody had to be asked for.
+    answered: Vec<(u64, OpResult)>,
+    /// Changes that wait for the exclusive lock.
+    parked: VecDeque<(u64, Io)>,
+    /// Operations for which the object map is changed, by their tokens.
+    staged: BTreeMap<u64, Staged>,
+    /// How many of those wait for others to be done with their object.
+    blocked: usize,
 }
 
 impl Drop for Queue {
@@ -169,20 +185,27 @@ impl Drop for Queue {
         for (slot, _) in &self.requests {
             self.image.0.budget.give(1, self.costs[slot]);
         }
+        self.abandon();
     }
 }
 
 impl Queue {
     pub(super) fn new(image: Image) -> Self {
+        let inbox = Arc::default();
+        image.0.current.tell(&inbox);
         Self {
             names: DataNames::new(image.object_prefix()),
             live: image.0.current.get(),
             image,
-            inbox: Arc::default(),
+            inbox,
             requests: Slab::new(),
             costs: Vec::new(),
             done: Vec::new(),
             results: Vec::new(),
+            answered: Vec::new(),
+            parked: VecDeque::new(),
+            staged: BTreeMap::new(),
+            blocked: 0,
         }
     }
 
@@ -213,6 +236,9 @@ impl Queue {
         let _held = self.image.0.current.hold(&mut self.live);
         if let Err(error) = self.image.check(&self.live, &io) {
             return self.done.push(Completion { token, result: Err(error) });
+        }
+        if self.live.waits() && io.changes() {
+            return self.park(token, io);
         }
         let layout = *self.image.layout();
         match io {
@@ -261,6 +287,14 @@ impl Queue {
         out.append(&mut self.done);
         let mut results = std::mem::take(&mut self.results);
         while out.len() == before {
+            self.resume();
+            for (token, result) in std::mem::take(&mut self.answered) {
+                self.handle_result(token, result, out);
+            }
+            out.append(&mut self.done);
+            if out.len() > before {
+                break;
+            }
             if self.inbox.poll_take(cx, &mut results).is_pending() {
                 self.results = results;
                 return Poll::Pending;
@@ -305,6 +339,10 @@ impl Queue {
         let slot = self.requests.vacant_key();
         let mut count = 0;
         for extent in self.image.layout().extents(offset, length) {
+            // What is not there is zero already.
+            if matches!(kind, Kind::Zero) && self.reads_as_zeros(extent.object) {
+                continue;
+            }
             let ops = ops(&extent);
             if !ops.is_empty() {
                 self.write_object(&extent, ops, piece_token(slot, count));
@@ -340,7 +378,19 @@ impl Queue {
         Operation::new(self.image.data_pool().locator(), name, ops)
     }
 
+    /// Whether an object is not there, and nothing shows through where it would be.
+    fn reads_as_zeros(&self, object: u64) -> bool {
+        self.is_absent(object) && self.image.objects_deletable()
+    }
+
+    fn is_absent(&self, object: u64) -> bool {
+        self.live.map.as_ref().is_some_and(|map| map.is_absent(object))
+    }
+
     fn read_object(&mut self, extent: &layout::Extent, op: Op, token: u64) {
+        if self.is_absent(extent.object) {
+            return self.answer_absent(op.code(), token);
+        }
         let mut operation = self.operation(extent.object, vec![op.into()]);
         operation.snap = self.image.read_snap();
         operation.flags |= self.image.0.read_flags;
@@ -348,14 +398,19 @@ impl Queue {
     }
 
     fn write_object(&mut self, extent: &layout::Extent, ops: Vec<OsdOp>, token: u64) {
+        let change = match ops.last() {
+            Some(OsdOp { op: Op::Delete, .. }) => Change::Remove,
+            _ => Change::Write,
+        };
         let mut operation = self.operation(extent.object, ops);
         operation.snap_context = Arc::clone(&self.live.snap_context);
         operation.mtime = wall_clock();
-        self.image.cluster().submit(operation, &self.inbox, token);
+        self.change_object(extent.object, change, operation, token);
     }
 
     /// Takes the result of one operation, and completes its request if it was the last.
     fn handle_result(&mut self, token: u64, result: OpResult, out: &mut Vec<Completion>) {
+        let Some((token, result)) = self.take_staged(token, result) else { return };
         let (slot, piece) = ((token >> 32) as usize, token as u32 as usize);
         let Some(request) = self.requests.get_mut(slot) else { return };
         let kept = match result {

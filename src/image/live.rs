@@ -6,14 +6,16 @@
 //! context for as long as it is under way, and each [`Live`] has one of its own: nobody else holds it, nothing is left.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use proto::msg::object::SnapContext;
 use proto::rbd::Features;
 use tokio::time::Instant;
 
+use super::object_map::ObjectMap;
 use super::{Header, READABLE, WRITABLE};
+use crate::cluster::Inbox;
 use crate::error::{Error, Kind, Result};
 
 /// How often it is looked whether writes under way are complete.
@@ -26,6 +28,17 @@ pub(super) struct Refusal {
     pub(super) why: String,
 }
 
+/// Whether writes may go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// The image knows no exclusive lock.
+    Free,
+    /// We have the exclusive lock.
+    Held,
+    /// We do not: writes wait for it.
+    Waiting,
+}
+
 /// An image as it is at some time. Its size is that of the snapshot, if one is open.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -34,18 +47,81 @@ pub(super) struct Live {
     /// What writes must preserve. Shared with nothing but them.
     pub(super) snap_context: Arc<SnapContext>,
     pub(super) size: u64,
+    /// The size that it is being shrunk to: what is beyond is going already.
+    pub(super) shrinking: Option<u64>,
+    /// Because of what it is.
     pub(super) refusal: Option<Refusal>,
+    /// Because of who has the exclusive lock.
+    pub(super) denied: Option<Refusal>,
+    pub(super) access: Access,
+    /// Which objects there are, while we have the lock.
+    pub(super) map: Option<Arc<ObjectMap>>,
+    /// How many there are who want no write to go out.
+    pauses: u32,
 }
 
 impl Live {
     pub(super) fn new(header: Header, size: u64) -> Self {
-        let snap_context = Arc::new(header.snap_context.clone());
-        Self { generation: 0, header: Arc::new(header), snap_context, size, refusal: None }
+        let access = match header.features.contains(Features::EXCLUSIVE_LOCK) {
+            true => Access::Waiting,
+            false => Access::Free,
+        };
+        Self {
+            generation: 0,
+            snap_context: Arc::new(header.snap_context.clone()),
+            header: Arc::new(header),
+            size,
+            shrinking: None,
+            refusal: None,
+            denied: None,
+            access,
+            map: None,
+            pauses: 0,
+        }
     }
 
-    /// The same image, not to be written to any more.
-    pub(super) fn refused(&self, refusal: Refusal) -> Self {
-        Self { refusal: Some(refusal), ..Self::new((*self.header).clone(), self.size) }
+    /// Goes over to another header.
+    pub(super) fn set_header(&mut self, header: Header) {
+        let locks = header.features.contains(Features::EXCLUSIVE_LOCK);
+        self.access = match (locks, self.access) {
+            (false, _) => Access::Free,
+            (true, Access::Free) => Access::Waiting,
+            (true, access) => access,
+        };
+        if !locks || !header.features.contains(Features::OBJECT_MAP) {
+            self.map = None;
+        }
+        self.size = self.shrinking.map_or(header.size, |size| size.min(header.size));
+        self.snap_context = Arc::new(header.snap_context.clone());
+        self.header = Arc::new(header);
+    }
+
+    /// What is beyond is being removed; with nothing, that is over.
+    pub(super) fn shrink_to(&mut self, size: Option<u64>) {
+        self.shrinking = size;
+        self.size = size.map_or(self.header.size, |size| size.min(self.header.size));
+    }
+
+    /// Whether writes have to wait.
+    #[inline]
+    pub(super) fn waits(&self) -> bool {
+        self.access == Access::Waiting || self.pauses > 0
+    }
+
+    /// The same, with a snapshot context that nobody holds yet.
+    fn fresh(&self) -> Self {
+        Self {
+            generation: self.generation + 1,
+            header: Arc::clone(&self.header),
+            snap_context: Arc::new((*self.snap_context).clone()),
+            size: self.size,
+            shrinking: self.shrinking,
+            refusal: self.refusal.clone(),
+            denied: self.denied.clone(),
+            access: self.access,
+            map: self.map.clone(),
+            pauses: self.pauses,
+        }
     }
 }
 
@@ -54,6 +130,8 @@ impl Live {
 pub(super) struct Current {
     versions: Mutex<Versions>,
     generation: AtomicU64,
+    /// Of whoever may have writes waiting.
+    inboxes: Mutex<Vec<Weak<Inbox>>>,
 }
 
 #[derive(Debug)]
@@ -63,11 +141,21 @@ struct Versions {
     before: Vec<Arc<Live>>,
 }
 
+/// Keeps writes from going out until it is dropped.
+#[derive(Debug)]
+pub(super) struct Pause<'a>(&'a Current);
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.0.change(|live| live.pauses -= 1);
+    }
+}
+
 impl Current {
     pub(super) fn new(live: Live) -> Self {
         let generation = AtomicU64::new(live.generation);
         let versions = Versions { live: Arc::new(live), before: Vec::new() };
-        Self { versions: Mutex::new(versions), generation }
+        Self { versions: Mutex::new(versions), generation, inboxes: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Versions> {
@@ -76,6 +164,21 @@ impl Current {
 
     pub(super) fn get(&self) -> Arc<Live> {
         Arc::clone(&self.lock().live)
+    }
+
+    /// Has this inbox nudged at every change.
+    pub(super) fn tell(&self, inbox: &Arc<Inbox>) {
+        let mut inboxes = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        inboxes.retain(|inbox| inbox.strong_count() > 0);
+        inboxes.push(Arc::downgrade(inbox));
+    }
+
+    /// Has everybody look whether what waits still has to.
+    pub(super) fn nudge(&self) {
+        let inboxes = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for inbox in inboxes.iter().filter_map(Weak::upgrade) {
+            inbox.nudge();
+        }
     }
 
     /// Makes `live`, which is kept for the caller, the current one, and holds its snapshot context. As long as that is
@@ -93,18 +196,24 @@ impl Current {
         }
     }
 
-    /// Changes the image, and returns when no write is under way that was begun before.
-    ///
-    /// # Errors
-    /// [`Kind::TimedOut`] if those take longer than `limit`. The change is made nevertheless.
-    pub(super) async fn replace(&self, mut new: Live, limit: Duration) -> Result<()> {
+    /// Changes the image for whatever is begun from now on.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Live)) {
         {
             let mut versions = self.lock();
-            new.generation = versions.live.generation + 1;
+            let mut new = versions.live.fresh();
+            change(&mut new);
             self.generation.store(new.generation, Ordering::Relaxed);
             let old = std::mem::replace(&mut versions.live, Arc::new(new));
             versions.before.push(old);
         }
+        self.nudge();
+    }
+
+    /// Returns when no write is under way that was begun before the last change.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`] if those take longer than `limit`.
+    pub(super) async fn drained(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         while !self.is_drained() {
             if Instant::now() >= deadline {
@@ -114,6 +223,17 @@ impl Current {
             tokio::time::sleep(DRAIN_POLL).await;
         }
         Ok(())
+    }
+
+    /// Keeps writes from going out, and returns when none is under way.
+    ///
+    /// # Errors
+    /// As [`Current::drained`].
+    pub(super) async fn pause(&self, limit: Duration) -> Result<Pause<'_>> {
+        self.change(|live| live.pauses += 1);
+        let pause = Pause(self);
+        self.drained(limit).await?;
+        Ok(pause)
     }
 
     /// Whether no write is under way that was begun before the last change.
@@ -148,8 +268,8 @@ mod tests {
 
     use super::*;
 
-    fn live(size: u64) -> Live {
-        let header = Header {
+    fn header(size: u64) -> Header {
+        Header {
             size,
             layout: Layout::plain(22).unwrap(),
             features: Features::LAYERING,
@@ -157,8 +277,16 @@ mod tests {
             object_prefix: "rbd_data.1".into(),
             data_pool: None,
             snap_context: SnapContext { seq: SnapId(size), snaps: Vec::new() },
-        };
-        Live::new(header, size)
+        }
+    }
+
+    fn live(size: u64) -> Live {
+        Live::new(header(size), size)
+    }
+
+    async fn becomes(current: &Current, size: u64) -> Result<()> {
+        current.change(|live| live.set_header(header(size)));
+        current.drained(SHORT).await
     }
 
     const SHORT: Duration = Duration::from_millis(20);
@@ -170,21 +298,52 @@ mod tests {
         // A user that does nothing holds nothing up.
         let _idle = current.get();
         drop(current.hold(&mut mine));
-        current.replace(live(2), SHORT).await.unwrap();
+        becomes(&current, 2).await.unwrap();
 
         let held = current.hold(&mut mine);
         assert_eq!((mine.size, held.seq), (2, SnapId(2)));
-        let error = current.replace(live(3), SHORT).await.unwrap_err();
+        let error = becomes(&current, 3).await.unwrap_err();
         assert_eq!(error.kind(), Kind::TimedOut);
         // Made nevertheless.
         let newer = current.hold(&mut mine);
         assert_eq!((mine.size, newer.seq, held.seq), (3, SnapId(3), SnapId(2)));
         // Those of long before count for later changes, too.
         drop(newer);
-        assert!(current.replace(live(4), SHORT).await.is_err());
+        assert!(becomes(&current, 4).await.is_err());
         drop(held);
-        current.replace(live(5), SHORT).await.unwrap();
+        becomes(&current, 5).await.unwrap();
         assert_eq!(current.get().size, 5);
+    }
+
+    #[tokio::test]
+    async fn a_pause_keeps_writes_waiting_and_waits_for_those_under_way() {
+        let current = Current::new(live(1));
+        let mut mine = current.get();
+        let held = current.hold(&mut mine);
+        assert!(current.pause(SHORT).await.is_err());
+        assert!(!current.get().waits(), "one that failed leaves nothing behind");
+        drop(held);
+        let pause = current.pause(SHORT).await.unwrap();
+        let second = current.pause(SHORT).await.unwrap();
+        drop(pause);
+        drop(current.hold(&mut mine));
+        assert!(mine.waits());
+        drop(second);
+        drop(current.hold(&mut mine));
+        assert!(!mine.waits());
+    }
+
+    #[test]
+    fn whether_writes_wait_follows_the_features() {
+        let current = Current::new(live(1));
+        let locking = |size| Header { features: Features::EXCLUSIVE_LOCK, ..header(size) };
+        current.change(|live| live.set_header(locking(1)));
+        assert_eq!(current.get().access, Access::Waiting);
+        current.change(|live| live.access = Access::Held);
+        current.change(|live| live.set_header(locking(2)));
+        assert_eq!(current.get().access, Access::Held, "others change what they like");
+        current.change(|live| live.set_header(header(2)));
+        assert_eq!(current.get().access, Access::Free);
     }
 
     /// Writers on other threads against changes: after a change none of them writes under what was before.
@@ -207,7 +366,8 @@ mod tests {
                 });
             }
             for change in 1..=CHANGES {
-                runtime.block_on(current.replace(live(change), 10 * SHORT)).unwrap();
+                current.change(|live| live.set_header(header(change)));
+                runtime.block_on(current.drained(10 * SHORT)).unwrap();
                 settled.store(change, Ordering::SeqCst);
             }
             over.store(true, Ordering::SeqCst);
@@ -217,9 +377,9 @@ mod tests {
     #[test]
     fn features_that_appear_end_writing_by_name() {
         assert_eq!(refusal(WRITABLE), None);
-        let refused = refusal(WRITABLE | Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP).unwrap();
+        let refused = refusal(WRITABLE | Features::JOURNALING | Features::NON_PRIMARY).unwrap();
         assert_eq!(refused.kind, Kind::ReadOnly);
-        assert!(refused.why.ends_with("exclusive-lock,object-map"), "{}", refused.why);
+        assert!(refused.why.ends_with("journaling,non-primary"), "{}", refused.why);
         assert_eq!(refusal(Features::MIGRATING).unwrap().kind, Kind::Unsupported);
     }
 }

@@ -4,12 +4,16 @@ pub mod admin;
 pub mod header;
 pub mod io;
 mod live;
+mod lock;
+mod maintain;
+mod object_map;
 mod pending;
 mod watch;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use proto::msg::osd_op::flag;
 use proto::rbd::Features;
@@ -18,9 +22,13 @@ use proto::rbd::layout::Layout;
 use proto::types::SnapId;
 
 pub use self::header::Header;
+pub use proto::rbd::notify::Maintenance;
+
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
 use self::live::{Current, Live};
-use self::watch::Watcher;
+use self::lock::{Keeper, Lock};
+use self::maintain::Requests;
+use self::watch::{Refreshes, Watcher};
 use crate::cluster::{Budget, Cluster};
 use crate::config::ReadFrom;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -35,25 +43,24 @@ const DISCARD_GRANULARITY: u64 = 64 << 10;
 const REQUESTS_IN_FLIGHT: u64 = 512;
 const BYTES_IN_FLIGHT: u64 = 64 << 20;
 
+/// How long writes under way may keep a change of the image waiting.
+const PAUSE: Duration = Duration::from_secs(25);
+
 /// Features with which an image can be written here.
 pub(crate) const WRITABLE: Features = Features(
     Features::LAYERING.0
         | Features::STRIPING.0
         | Features::DATA_POOL.0
+        | Features::EXCLUSIVE_LOCK.0
+        | Features::OBJECT_MAP.0
+        | Features::FAST_DIFF.0
         // Matters only when a clone is flattened, which is refused.
         | Features::DEEP_FLATTEN.0
         | Features::OPERATIONS.0,
 );
 
 /// Features without which reading is still right: they are about who writes, and what else a write has to update.
-const READABLE: Features = Features(
-    WRITABLE.0
-        | Features::EXCLUSIVE_LOCK.0
-        | Features::OBJECT_MAP.0
-        | Features::FAST_DIFF.0
-        | Features::JOURNALING.0
-        | Features::NON_PRIMARY.0,
-);
+const READABLE: Features = Features(WRITABLE.0 | Features::JOURNALING.0 | Features::NON_PRIMARY.0);
 
 /// Which version of an image is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +81,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Which version.
     pub version: Version,
+    /// Take the exclusive lock at once, and keep it whoever asks. Fails if its owner does the same.
+    pub exclusive: bool,
 }
 
 /// An open image. Cheap to clone.
@@ -83,7 +92,19 @@ pub struct Image(Arc<Open>);
 /// What goes when nobody uses the image any more, and the watch with it.
 struct Open {
     inner: Arc<Inner>,
-    watcher: Mutex<Option<Watcher>>,
+    tasks: Mutex<Option<Tasks>>,
+}
+
+/// What goes on while the image is open for writing.
+struct Tasks {
+    keeper: Keeper,
+    watcher: Watcher,
+}
+
+impl Open {
+    fn tasks(&self) -> MutexGuard<'_, Option<Tasks>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Deref for Open {
@@ -104,6 +125,11 @@ struct Inner {
     layout: Layout,
     object_prefix: String,
     current: Current,
+    lock: Lock,
+    refreshes: Refreshes,
+    requests: Requests,
+    /// For those who only have what they share with it.
+    open: OnceLock<Weak<Open>>,
     read_snap: SnapId,
     read_only: bool,
     /// Who may answer reads, as flags of operations.
@@ -188,6 +214,10 @@ impl Image {
             layout: header.layout,
             object_prefix: header.object_prefix.clone(),
             current: Current::new(Live::new(header, size)),
+            lock: Lock::default(),
+            refreshes: Refreshes::default(),
+            requests: Requests::default(),
+            open: OnceLock::new(),
             read_snap,
             read_only,
             read_flags: match pool.cluster().config().read_from {
@@ -197,9 +227,16 @@ impl Image {
             },
             budget: Budget::new(REQUESTS_IN_FLIGHT, BYTES_IN_FLIGHT),
         });
-        let image = Self(Arc::new(Open { inner, watcher: Mutex::default() }));
+        let image = Self(Arc::new(Open { inner, tasks: Mutex::default() }));
+        let _ = image.0.open.set(Arc::downgrade(&image.0));
         if !read_only {
-            image.watch().await.context(opening)?;
+            image.watch().await.context(&opening)?;
+        }
+        if options.exclusive
+            && let Err(error) = image.lock_exclusively().await
+        {
+            image.close().await;
+            return Err(error);
         }
         Ok(image)
     }
@@ -211,14 +248,25 @@ impl Image {
             Kind::PermissionDenied => error.with_hint("--read-only needs no permission to write"),
             _ => error,
         })?;
+        self.0.lock.watching(Some(watch.cookie()));
         let watcher = Watcher::spawn(Arc::clone(&self.0.inner), watch);
         // What has changed before it was watched.
         if let Err(error) = self.refresh().await {
             watcher.close().await;
             return Err(error);
         }
-        *self.0.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
+        let keeper = Keeper::spawn(Arc::clone(&self.0.inner));
+        *self.0.tasks() = Some(Tasks { keeper, watcher });
         Ok(())
+    }
+
+    async fn lock_exclusively(&self) -> Result<()> {
+        if !self.header().features.contains(Features::EXCLUSIVE_LOCK) {
+            let what = format!("image {} has no exclusive-lock feature", self.spec());
+            let hint = format!("`rbd-nbd-rs feature enable {} exclusive-lock`", self.spec());
+            return Err(Error::new(Kind::Invalid, what).with_hint(hint));
+        }
+        self.0.inner.lock_exclusively().await
     }
 
     /// Reads the header again. Returns when everything that is submitted from now on heeds it, and everything that was
@@ -230,11 +278,12 @@ impl Image {
         self.0.refresh().await
     }
 
-    /// Ends the watch on the image, so that others see at once that it is not in use. For the last one who uses it:
-    /// without the watch, changes by others go unnoticed.
+    /// Gives the exclusive lock back and ends the watch on the image, so that others see at once that it is not in use.
+    /// For the last one who uses it: without the watch, changes by others go unnoticed.
     pub async fn close(self) {
-        let watcher = self.0.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(watcher) = watcher {
+        let tasks = self.0.tasks().take();
+        if let Some(Tasks { keeper, watcher }) = tasks {
+            keeper.close().await;
             watcher.close().await;
         }
     }
@@ -331,6 +380,10 @@ impl Image {
         if changes && self.0.read_only {
             let what = format!("image {} is open for reading only", self.spec());
             return Err(Error::new(Kind::ReadOnly, what));
+        }
+        if changes && let Some(denied) = &live.denied {
+            let what = format!("image {}: {}", self.spec(), denied.why);
+            return Err(Error::new(denied.kind, what));
         }
         if changes && let Some(refusal) = &live.refusal {
             let what = format!("image {} can no longer be written to", self.spec());

@@ -4,15 +4,16 @@
 //! One task per image that is open for writing. It ends with the image.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::rbd::notify::{self, NotifyOp};
+use proto::rbd::notify::{self, Notice};
 use proto::types::SnapId;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::live::{Live, Refusal, refusal};
+use super::live::{Refusal, refusal};
 use super::{Header, Inner, header};
 use crate::error::{Context as _, Kind, Result};
 use crate::pool::{Notification, Watch, WatchEvent};
@@ -73,13 +74,14 @@ async fn follow(image: Arc<Inner>, mut watch: Watch, mut stopped: oneshot::Recei
 }
 
 /// False if there is nothing to watch any more.
-async fn handle(image: &Inner, watch: &mut Watch, event: WatchEvent) -> bool {
+async fn handle(image: &Arc<Inner>, watch: &mut Watch, event: WatchEvent) -> bool {
     match event {
         WatchEvent::Notify(notification) => {
             answer(image, watch, &notification).await;
             true
         }
         WatchEvent::Lost(error) => {
+            image.lock.watching(None);
             tracing::warn!(
                 image = image.spec(),
                 %error,
@@ -91,9 +93,9 @@ async fn handle(image: &Inner, watch: &mut Watch, event: WatchEvent) -> bool {
     }
 }
 
-async fn answer(image: &Inner, watch: &Watch, notification: &Notification) {
-    let reply = match NotifyOp::decode(&notification.payload) {
-        Ok(NotifyOp::HEADER_UPDATE) => {
+async fn answer(image: &Arc<Inner>, watch: &Watch, notification: &Notification) {
+    let reply = match Notice::decode(&notification.payload) {
+        Ok(Notice::HeaderUpdate) => {
             // Whoever waits for the answer takes it for granted that what is written from now on knows of the change.
             // Without an answer it waits for a while, and goes on.
             match image.refresh().await {
@@ -104,8 +106,10 @@ async fn answer(image: &Inner, watch: &Watch, notification: &Notification) {
                 }
             }
         }
-        // The rest is for the owner of the exclusive lock, which we never are: no answer of ours counts.
-        Ok(_) => Bytes::new(),
+        Ok(Notice::Request(what, id)) => {
+            return image.requested(what, id, watch.acknowledgement(notification.id));
+        }
+        Ok(notice) => hear(image, notice).map_or_else(Bytes::new, notify::response),
         Err(error) => {
             tracing::warn!(image = image.spec(), %error, "a notification that makes no sense");
             Bytes::new()
@@ -116,12 +120,35 @@ async fn answer(image: &Inner, watch: &Watch, notification: &Notification) {
     }
 }
 
+/// What to answer, if we are whose answer counts: the owner of the exclusive lock.
+fn hear(image: &Arc<Inner>, notice: Notice) -> Option<i32> {
+    let ours = image.client_id();
+    match notice {
+        Notice::AcquiredLock(client) if client != ours => {
+            image.requests.owner_changed();
+            image.lock.acquired_by(client);
+        }
+        Notice::ReleasedLock(client) if client != ours => {
+            image.requests.owner_changed();
+            image.lock.released_by(client);
+        }
+        Notice::Progress { id, done, total } => image.requests.progress(id, done, total),
+        Notice::Complete { id, result } => image.requests.complete(id, result),
+        Notice::RequestLock { client, force } if client != ours => {
+            return image.lock.requested(force);
+        }
+        notice => tracing::debug!(image = image.spec(), ?notice, "heard"),
+    }
+    None
+}
+
 /// Watches anew, for as long as it takes, and finds out what was missed. False if the image is gone.
 async fn again(image: &Inner, watch: &mut Watch) -> bool {
     let mut wait = RETRY_FIRST;
     loop {
         let result = async {
             watch.renew().await?;
+            image.lock.watching(Some(watch.cookie()));
             image.refresh().await
         };
         let error = match result.await {
@@ -135,8 +162,8 @@ async fn again(image: &Inner, watch: &mut Watch) -> bool {
             Kind::NotFound => {
                 let why = "it was removed".to_owned();
                 tracing::error!(image = image.spec(), why, "the image can no longer be written to");
-                let refused = image.current.get().refused(Refusal { kind: Kind::NotFound, why });
-                let _ = image.current.replace(refused, DRAIN).await;
+                let refusal = Refusal { kind: Kind::NotFound, why };
+                image.current.change(|live| live.refusal = Some(refusal));
                 return false;
             }
             Kind::Fenced | Kind::Closed => return false,
@@ -158,24 +185,43 @@ impl Inner {
             return Ok(());
         }
         let image = self.spec();
+        // What a later one has read is as new as what this one has, or newer.
+        let ticket = self.refreshes.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let header = Header::read(&self.pool, &self.id).await.context(&image)?;
-        let old = self.current.get();
+        if self.refreshes.applied.fetch_max(ticket, Ordering::SeqCst) < ticket {
+            self.apply(header);
+        }
+        self.current.drained(DRAIN).await.context(image)
+    }
+
+    fn apply(&self, header: Header) {
+        let (image, old) = (self.spec(), self.current.get());
         if *old.header == header {
-            return Ok(());
+            return;
         }
-        let size = header.size;
-        if old.size != size {
-            tracing::info!(image, from = old.size, to = size, "the image has a new size");
+        if old.header.size != header.size {
+            let (from, to) = (old.header.size, header.size);
+            tracing::info!(image, from, to, "the image has a new size");
         }
-        let mut new = Live::new(header, size);
-        new.refusal = refusal(new.header.features);
-        match (&old.refusal, &new.refusal) {
+        let refusal = refusal(header.features);
+        match (&old.refusal, &refusal) {
             (before, Some(now)) if before.as_ref() != Some(now) && !self.read_only => {
                 tracing::error!(image, why = now.why, "the image can no longer be written to");
             }
             (Some(_), None) => tracing::info!(image, "the image can be written to again"),
             _ => {}
         }
-        self.current.replace(new, DRAIN).await.context(image)
+        self.current.change(|live| {
+            live.refusal = refusal;
+            live.set_header(header);
+        });
+        self.lock.look();
     }
+}
+
+/// Numbers those who read the header, so that what is older is not taken for newer.
+#[derive(Debug, Default)]
+pub(super) struct Refreshes {
+    begun: AtomicU64,
+    applied: AtomicU64,
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use proto::msg::op::{Op, WatchOp};
 use proto::msg::osd_op::{Operation, flag};
-use proto::msg::watch::{NotifyAckInput, NotifyInput};
+use proto::msg::watch::{NotifyAckInput, NotifyInput, NotifyReplies, WatchNotify};
 use proto::objecter::{self, WatchError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Pool;
 use crate::cluster::op_error;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 
 /// How long an OSD keeps the watch of a client that it hears nothing of (Ceph's `osd_client_watch_timeout`).
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,6 +52,26 @@ pub struct Watch {
     closed: bool,
 }
 
+/// What is owed to somebody who notifies.
+#[derive(Debug)]
+pub(crate) struct Acknowledgement {
+    pool: Pool,
+    object: String,
+    cookie: u64,
+    id: u64,
+}
+
+impl Acknowledgement {
+    /// Sends it, and waits for nothing.
+    pub(crate) fn send(self, reply: Bytes) {
+        let mut input = BytesMut::new();
+        NotifyAckInput { notify_id: self.id, cookie: self.cookie, reply }.encode(&mut input);
+        let op = Op::NotifyAck { input: input.freeze() };
+        let operation = Operation::new(self.pool.locator(), self.object, vec![op.into()]);
+        self.pool.cluster().send(operation);
+    }
+}
+
 impl Pool {
     /// Watches an object. It waits for the object's OSD as long as that takes.
     ///
@@ -69,14 +89,40 @@ impl Pool {
     /// # Errors
     /// As [`Pool::operate`].
     pub async fn notify(&self, object: &str, payload: Bytes) -> Result<bool> {
+        let replies = self.notify_for_replies(object, payload).await?;
+        Ok(replies.is_some_and(|replies| replies.silent.is_empty()))
+    }
+
+    /// As [`Pool::notify`], with what was answered; nothing if that was lost on its way.
+    ///
+    /// # Errors
+    /// As [`Pool::operate`].
+    pub async fn notify_for_replies(
+        &self,
+        object: &str,
+        payload: Bytes,
+    ) -> Result<Option<NotifyReplies>> {
+        let (op, complete) = self.notify_op(payload);
+        self.only(object, op).await?;
+        // Its completion is lost with the connection to the OSD.
+        let complete = tokio::time::timeout(NOTIFY_TIMEOUT + NOTIFY_GRACE, complete).await;
+        let Ok(Ok(complete)) = complete else { return Ok(None) };
+        NotifyReplies::decode(&complete.replies).context(self.describe(object)).map(Some)
+    }
+
+    /// Tells everybody who watches an object something, after whatever this client told them before, and waits for
+    /// nothing.
+    pub(crate) fn announce(&self, object: &str, payload: Bytes) {
+        let (op, _) = self.notify_op(payload);
+        self.cluster().send(Operation::new(self.locator(), object, vec![op.into()]));
+    }
+
+    fn notify_op(&self, payload: Bytes) -> (Op, oneshot::Receiver<WatchNotify>) {
         let (cookie, complete) = self.cluster().expect_completion();
         let mut input = BytesMut::new();
         let timeout_seconds = NOTIFY_TIMEOUT.as_secs() as u32;
         NotifyInput { timeout_seconds, payload }.encode(&mut input);
-        self.only(object, Op::Notify { cookie, input: input.freeze() }).await?;
-        // Its completion is lost with the connection to the OSD.
-        let complete = tokio::time::timeout(NOTIFY_TIMEOUT + NOTIFY_GRACE, complete).await;
-        Ok(complete.is_ok_and(|complete| complete.is_ok_and(|complete| complete.result >= 0)))
+        (Op::Notify { cookie, input: input.freeze() }, complete)
     }
 }
 
@@ -128,6 +174,12 @@ impl Watch {
         NotifyAckInput { notify_id: id, cookie: self.cookie, reply }.encode(&mut input);
         let op = Op::NotifyAck { input: input.freeze() };
         self.pool.operate(&self.object, vec![op]).await.map(drop)
+    }
+
+    /// The same for somebody else to send, later.
+    pub(crate) fn acknowledgement(&self, id: u64) -> Acknowledgement {
+        let (pool, object) = (self.pool.clone(), self.object.clone());
+        Acknowledgement { pool, object, cookie: self.cookie, id }
     }
 
     /// Watches anew, under another cookie, after the watch was lost.

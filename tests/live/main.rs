@@ -9,6 +9,7 @@ mod connect;
 mod data;
 mod faults;
 mod images;
+mod lock;
 mod ops;
 mod space;
 mod telemetry;

@@ -85,11 +85,15 @@ fn creating(ceph: &Ceph) {
         &["--data-pool", "data", "--stripe-unit", "1M", "--stripe-count", "2"],
         &["--image-feature", "striping"],
         &["--image-feature", "deep-flatten,data-pool"],
+        &["--image-feature", "exclusive-lock"],
+        &["--image-feature", "exclusive-lock,object-map", "--object-size", "64K"],
+        &["--image-feature", "exclusive-lock,object-map,fast-diff", "--data-pool", "data"],
     ] {
         created_alike(ceph, &[&size, options].concat());
     }
     created_alike(ceph, &["--size", "20", "--image-feature", "layering"]);
     created_alike(ceph, &["--size", "20971521B", "--rbd-default-features", "1"]);
+    created_alike(ceph, &["--size", "20M"]);
     assert_eq!(ceph.rados(&["-p", "data", "ls"]).trim(), "rbd_info");
 }
 
@@ -182,6 +186,7 @@ fn resizing(ceph: &Ceph) {
     for (name, options) in [
         ("straight", &[][..]),
         ("striped", &["--stripe-unit", "64K", "--stripe-count", "3", "--object-size", "256K"]),
+        ("mapped", &["--image-feature", "exclusive-lock,object-map", "--object-size", "256K"]),
     ] {
         let bytes: Vec<u8> = (0..2u32 << 20)
             .flat_map(|i| i.wrapping_mul(0x9e37_79b9).rotate_left(7).to_le_bytes())
@@ -193,7 +198,13 @@ fn resizing(ceph: &Ceph) {
         ceph.rbd(&["snap", "create", "--no-progress", &format!("{name}@before")]);
 
         ceph.ours(&["resize", name, "--size", "3000000B", "--allow-shrink"]).ok();
+        if name == "mapped" {
+            ceph.check_object_map(name);
+        }
         ceph.ours(&["resize", name, "--size", "8M"]).ok();
+        if name == "mapped" {
+            ceph.check_object_map(name);
+        }
         let mut expected = bytes[..3_000_000].to_vec();
         expected.resize(8 << 20, 0);
         let exported = ceph.run("rbd", &["export", "--no-progress", name, "-"]).out;
@@ -289,16 +300,17 @@ fn refusing(ceph: &Ceph) {
     ] {
         refused_alike(ceph, args);
     }
+    refused_alike(ceph, &["create", "new", "--size", "1G", "--image-feature", "object-map"]);
     // What is not built yet is refused by name, and nothing is left of it.
-    let refused = ceph.ours(&["create", "new", "--size", "1G", "--image-feature", "object-map"]);
+    let features = ["--image-feature", "exclusive-lock,journaling"];
+    let refused = ceph.ours(&[&["create", "new", "--size", "1G"], &features[..]].concat());
     assert_eq!(refused.code, 95);
-    assert!(refused.refused().contains("object-map"));
+    assert!(refused.refused().contains("journaling"));
     let args = ["create", "new", "--data-pool", "coded", "--size", "1G"];
     // The pool has too few OSDs to serve, which `rbd` would wait for: it looks at objects, not at the map.
     let refused = ceph.ours(&args);
     assert_eq!(refused.code, 22);
     assert!(refused.refused().contains("allow_ec_overwrites"));
     assert!(ceph.ours(&["rm", "clone"]).refused().contains("clone"));
-    assert!(ceph.ours(&["resize", "default", "--size", "3T"]).refused().contains("object-map"));
     assert!(!ceph.rados(&["-p", "rbd", "ls"]).contains("new"));
 }

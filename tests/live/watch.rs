@@ -38,7 +38,7 @@ fn size(uri: &str) -> u64 {
 }
 
 /// Runs commands of `qemu-io`, and says whether all went well.
-fn io(uri: &str, commands: &[&str]) -> bool {
+pub(crate) fn io(uri: &str, commands: &[&str]) -> bool {
     let commands = commands.iter().flat_map(|command| ["-c", command]);
     let args: Vec<_> = ["-f", "raw", uri].into_iter().chain(commands).collect();
     let ran = run("qemu-io", &args);
@@ -46,7 +46,7 @@ fn io(uri: &str, commands: &[&str]) -> bool {
 }
 
 #[track_caller]
-fn wait_for(what: &str, seconds: u64, mut there: impl FnMut() -> bool) -> Duration {
+pub(crate) fn wait_for(what: &str, seconds: u64, mut there: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !there() {
         assert!(begun.elapsed() < Duration::from_secs(seconds), "{what}: not in {seconds} s");
@@ -242,15 +242,17 @@ fn features_that_we_do_not_keep_end_writing_until_they_are_gone() {
     let serve = ceph.serve(&["rbd/featured"]);
     let uri = serve.uri("rbd/featured");
     assert!(io(&uri, &["write -P 1 0 64k"]));
-    ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "object-map"]);
+    ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "journaling"]);
     assert!(!io(&uri, &["write -P 2 0 64k"]));
     assert!(!io(&uri, &["discard 0 64k"]));
     let read = run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 64k"]).ok();
     assert!(read.contains("read 65536/65536"), "{read}");
     let log = serve.log();
-    assert!(log.contains("can no longer be written to") && log.contains("object-map"), "{log}");
-    ceph.rbd(&["feature", "disable", "featured", "object-map", "exclusive-lock"]);
+    assert!(log.contains("can no longer be written to") && log.contains("journaling"), "{log}");
+    ceph.rbd(&["feature", "disable", "featured", "journaling"]);
     assert!(io(&uri, &["write -P 3 0 64k", "read -P 3 0 64k"]), "{}", serve.log());
+    // The lock that it has now is one that we keep.
+    assert!(ceph.lock_owner("featured").is_some());
 }
 
 #[test]

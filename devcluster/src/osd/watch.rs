@@ -110,6 +110,7 @@ impl Watches {
                     payload: Bytes::new(),
                     result: 0,
                     notifier: 0,
+                    replies: Bytes::new(),
                 },
             );
         }
@@ -243,10 +244,11 @@ impl Notify {
             payload: self.payload.clone(),
             result: 0,
             notifier: self.notifier,
+            replies: Bytes::new(),
         }
     }
 
-    /// Tells the notifier who has answered what, and who has not. Only this message has its payload in the data part.
+    /// Tells the notifier who has answered what, and who has not.
     fn complete(self, id: u64, result: i32, actions: &mut Actions) {
         let mut w = BytesMut::new();
         w.put_count(self.replies.len());
@@ -262,35 +264,16 @@ impl Notify {
         }
         actions.send(
             self.conn,
-            Completion(
-                WatchNotify {
-                    event: event::NOTIFY_COMPLETE,
-                    cookie: self.cookie,
-                    version: self.user_version,
-                    notify_id: id,
-                    payload: Bytes::new(),
-                    result,
-                    notifier: self.notifier,
-                },
-                w.freeze(),
-            ),
+            WatchNotify {
+                event: event::NOTIFY_COMPLETE,
+                cookie: self.cookie,
+                version: self.user_version,
+                notify_id: id,
+                payload: Bytes::new(),
+                result,
+                notifier: self.notifier,
+                replies: w.freeze(),
+            },
         );
-    }
-}
-
-/// The end of a notify, with the watchers' answers as its data.
-struct Completion(WatchNotify, Bytes);
-
-impl proto::msgr::Outgoing for Completion {
-    fn header(&self) -> proto::msgr::Header {
-        self.0.header()
-    }
-
-    fn encode_front(&self, w: &mut BytesMut) {
-        self.0.encode_front(w);
-    }
-
-    fn data(&self, piece: &mut dyn FnMut(&Bytes)) {
-        piece(&self.1);
     }
 }

@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::kind;
-use crate::denc::{Put, Reader, Result};
+use crate::denc::{Decode, Encode, Put, Reader, Result};
 use crate::msgr::{Header, Message, Outgoing};
 use crate::types::{EntityAddr, EntityName};
 
@@ -28,12 +28,14 @@ pub struct WatchNotify {
     pub version: u64,
     /// The notify, for its acknowledgement.
     pub notify_id: u64,
-    /// What the notifier says, or for a completion the watchers' answers.
+    /// What the notifier says.
     pub payload: Bytes,
     /// For a completion: 0 or a negative errno (`-ETIMEDOUT` if a watcher did not answer).
     pub result: i32,
     /// The client that notifies.
     pub notifier: u64,
+    /// For a completion: [`NotifyReplies`].
+    pub replies: Bytes,
 }
 
 impl WatchNotify {
@@ -50,6 +52,7 @@ impl WatchNotify {
             payload: message.front.slice_ref(r.blob()?),
             result: if message.header.version >= 2 { r.i32()? } else { 0 },
             notifier: if message.header.version >= 3 { r.u64()? } else { 0 },
+            replies: message.data.clone(),
         })
     }
 }
@@ -74,6 +77,12 @@ impl Outgoing for WatchNotify {
         w.put_blob(&self.payload);
         w.put_i32_le(self.result);
         w.put_u64_le(self.notifier);
+    }
+
+    fn data(&self, piece: &mut dyn FnMut(&Bytes)) {
+        if !self.replies.is_empty() {
+            piece(&self.replies);
+        }
     }
 }
 
@@ -172,5 +181,70 @@ impl NotifyAckInput {
         // The reply is optional.
         let reply = if r.is_empty() { Bytes::new() } else { bytes.slice_ref(r.blob()?) };
         Ok(Self { notify_id, cookie, reply })
+    }
+}
+
+/// What the watchers answered to a notify.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotifyReplies {
+    /// Who answered, and what.
+    pub answers: Vec<(WatchId, Bytes)>,
+    /// Who did not.
+    pub silent: Vec<WatchId>,
+}
+
+/// A watch, as the OSD tells all of an object's apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatchId {
+    /// The client's global id.
+    pub client: u64,
+    /// The client's number for it.
+    pub cookie: u64,
+}
+
+impl Decode for WatchId {
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        Ok(Self { client: r.u64()?, cookie: r.u64()? })
+    }
+}
+
+impl Encode for WatchId {
+    fn encode(&self, w: &mut BytesMut) {
+        w.put_u64_le(self.client);
+        w.put_u64_le(self.cookie);
+    }
+}
+
+impl NotifyReplies {
+    /// Reads it.
+    pub fn decode(bytes: &Bytes) -> Result<Self> {
+        // An OSD that had nobody to ask may say nothing.
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut r = Reader::new(bytes, "answers to a notify");
+        let answers = r.list(20, |r| Ok((r.get()?, bytes.slice_ref(r.blob()?))))?;
+        Ok(Self { answers, silent: r.get()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_with_who_gave_them() {
+        let (one, other) = (WatchId { client: 4, cookie: 1 }, WatchId { client: 5, cookie: 9 });
+        let mut bytes = BytesMut::new();
+        bytes.put_count(1);
+        bytes.put_value(&one);
+        bytes.put_str("yes");
+        bytes.put_value(&vec![other]);
+        let bytes = bytes.freeze();
+        let replies = NotifyReplies::decode(&bytes).unwrap();
+        assert_eq!(replies.answers, [(one, Bytes::from_static(b"yes"))]);
+        assert_eq!(replies.silent, [other]);
+        assert!(NotifyReplies::decode(&bytes.slice(..bytes.len() - 1)).is_err());
+        assert_eq!(NotifyReplies::decode(&Bytes::new()), Ok(NotifyReplies::default()));
     }
 }

@@ -5,6 +5,8 @@ pub mod features;
 pub mod layout;
 pub mod names;
 pub mod notify;
+pub mod object_map;
 
 pub use features::{Features, Flags, OpFeatures};
 pub use layout::Layout;
+pub use object_map::{ObjectState, ObjectStates};

@@ -2,7 +2,7 @@
 
 use ceph_native::cluster::Cluster;
 use ceph_native::error::Result;
-use ceph_native::image::{Image, OpenOptions, admin};
+use ceph_native::image::{Image, Maintenance, OpenOptions};
 
 use crate::progress::Progress;
 use crate::size;
@@ -31,7 +31,8 @@ impl Resize {
         let image = Image::open(&pool, &spec.image, &OpenOptions::default()).await?;
         let progress = Progress::new("Resizing image", !self.no_progress);
         let mut tell = |done, total| progress.set(done, total);
-        let resized = admin::resize(&image, self.size, self.allow_shrink, &mut tell).await;
+        let resize = Maintenance::Resize { size: self.size, may_shrink: self.allow_shrink };
+        let resized = image.maintain(&resize, &mut tell).await;
         image.close().await;
         resized?;
         progress.finish();

@@ -48,6 +48,9 @@ pub(crate) struct Serve {
     /// Answer Prometheus at http://ADDRESS:PORT/metrics.
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+    /// Take the exclusive lock at once and keep it: other clients cannot write in between.
+    #[arg(long, conflicts_with = "read_only")]
+    exclusive: bool,
 }
 
 impl Serve {
@@ -108,7 +111,7 @@ impl Serve {
         let spec = Spec::parse(text)?;
         let pool = spec.open_pool(cluster).await?;
         let version = spec.snap.map_or(Version::Head, Version::Snapshot);
-        let options = OpenOptions { read_only: self.read_only, version };
+        let options = OpenOptions { read_only: self.read_only, version, exclusive: self.exclusive };
         Image::open(&pool, &spec.image, &options).await
     }
 

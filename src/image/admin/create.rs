@@ -7,16 +7,17 @@
 use proto::msg::op::Op;
 use proto::osdmap::pool_flag;
 use proto::rbd::cls::{
-    AddImage, AssertDirectoryState, Create, DIRECTORY_READY, Method, RemoveImage, SetId,
-    SetStripeUnitCount,
+    AddImage, AssertDirectoryState, Create, DIRECTORY_READY, Method, RemoveImage, ResizeObjectMap,
+    SetId, SetStripeUnitCount,
 };
 use proto::rbd::layout::Layout;
-use proto::rbd::{Features, names};
-use proto::types::PoolId;
+use proto::rbd::{Features, ObjectState, names};
+use proto::types::{PoolId, SnapId};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::WRITABLE;
 use crate::image::header::{image_id, spec};
+use crate::image::object_map::MAX_OBJECTS;
 use crate::pool::Pool;
 
 /// What a new image is like.
@@ -58,7 +59,20 @@ impl CreateOptions {
         if self.elsewhere(pool).is_some() {
             features |= Features::DATA_POOL;
         }
+        if features.contains(Features::OBJECT_MAP) {
+            features |= Features::FAST_DIFF;
+        }
         features
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        Layout::new(self.order, self.stripe_unit, self.stripe_count).map_err(|error| {
+            let kind = match error {
+                proto::rbd::layout::LayoutError::Order(_) => Kind::Os(EDOM),
+                _ => Kind::Invalid,
+            };
+            Error::new(kind, error.to_string())
+        })
     }
 
     /// Whether the layout has to be written down. Unlike [`Layout::is_striped`], that is so for small units of a single
@@ -150,7 +164,20 @@ async fn make_header(pool: &Pool, id: &str, options: &CreateOptions) -> Result<(
             return Err(error);
         }
     }
+    if options.features.contains(Features::OBJECT_MAP)
+        && let Err(error) = make_object_map(pool, id, options).await
+    {
+        take_back(pool, &header).await;
+        return Err(error);
+    }
     Ok(())
+}
+
+async fn make_object_map(pool: &Pool, id: &str, options: &CreateOptions) -> Result<()> {
+    let layout = options.layout()?;
+    let map =
+        ResizeObjectMap { objects: layout.objects(options.size), state: ObjectState::Absent as u8 };
+    pool.call(&names::object_map(id, SnapId::HEAD), &map).await.map(drop)
 }
 
 /// Removes what was made for an image that could not be finished.
@@ -164,12 +191,20 @@ fn check(name: &str, options: &CreateOptions) -> Result<()> {
     if name.is_empty() || name.contains(['/', '@']) {
         return Err(Error::new(Kind::Invalid, "a name must not be empty nor contain / or @"));
     }
-    if let Err(error) = Layout::new(options.order, options.stripe_unit, options.stripe_count) {
-        let kind = match error {
-            proto::rbd::layout::LayoutError::Order(_) => Kind::Os(EDOM),
-            _ => Kind::Invalid,
-        };
-        return Err(Error::new(kind, error.to_string()));
+    let layout = options.layout()?;
+    let has = |features| options.features.contains(features);
+    for (feature, needed) in [
+        (Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK),
+        (Features::FAST_DIFF, Features::OBJECT_MAP),
+    ] {
+        if has(feature) && !has(needed) {
+            return Err(Error::new(Kind::Invalid, format!("{feature} takes {needed}")));
+        }
+    }
+    let objects = layout.objects(options.size);
+    if has(Features::OBJECT_MAP) && objects > MAX_OBJECTS {
+        let what = format!("{objects} objects are too many for an object map");
+        return Err(Error::new(Kind::Invalid, what));
     }
     let unsupported = options.features - Features::IMPLICIT - WRITABLE;
     if !unsupported.is_empty() {

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
 
 /// Told how much is done, and of how much.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+pub type Progress<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
 
 /// Applies one operation each to objects. That an object is not there is as good as done.
 ///

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use proto::msg::op::Op;
 use proto::rbd::cls::SetSize;
 use proto::rbd::names::{self, DataNames};
-use proto::rbd::notify;
+use proto::rbd::{ObjectState, notify};
 
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::image::Image;
+use crate::image::object_map::{MAX_OBJECTS, ObjectMap};
+use crate::image::{Image, PAUSE};
 
 /// Gives an image another size. When it shrinks, what is beyond the new end goes first, then the size
 /// (`librbd/operation/ResizeRequest.cc`): whoever dies in between leaves an image that reads zeros there.
 ///
-/// Other clients that have the image open are told.
+/// Other clients that have the image open are told. The exclusive lock, if there is one, must be ours:
+/// [`Image::maintain`] sees to that.
 ///
 /// # Errors
 /// [`Kind::ReadOnly`] if the image was opened so; [`Kind::Invalid`] if it would shrink and may not.
@@ -29,35 +31,96 @@ pub async fn resize(
         let what = format!("{resizing} is open for reading only");
         return Err(Error::new(Kind::ReadOnly, what));
     }
-    if size == image.size() {
+    let before = image.header().size;
+    if size == before {
         let what = format!("{resizing}: the new size is the one it has");
         return Err(Error::new(Kind::Invalid, what));
     }
-    if size < image.size() {
+    let map = image.0.current.get().map.clone();
+    let objects = image.layout().objects(size);
+    if map.is_some() && objects > MAX_OBJECTS {
+        let what = format!("{resizing}: {objects} objects are too many for an object map");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    if size > before {
+        set_size(image, size, map.as_deref()).await.context(&resizing)?;
+    } else {
         if !may_shrink {
             let what = format!("{resizing}: it would shrink, and lose what is beyond the new end");
             return Err(Error::new(Kind::Invalid, what).with_hint("allow it with --allow-shrink"));
         }
-        trim(image, size, progress).await.context(&resizing)?;
+        // Nothing is written any more where objects go.
+        image.0.current.change(|live| live.shrink_to(Some(size)));
+        let shrunk = async {
+            image.0.current.drained(PAUSE).await?;
+            trim(image, size, map.as_deref(), progress).await?;
+            set_size(image, size, map.as_deref()).await
+        };
+        let shrunk = shrunk.await;
+        image.0.current.change(|live| live.shrink_to(None));
+        shrunk.context(&resizing)?;
     }
-    let pool = image.pool();
-    let header = names::header(image.id());
-    pool.call(&header, &SetSize { size }).await.context(&resizing)?;
     progress(1, 1);
     // Whoever does not answer will find out by itself, or is dead.
-    pool.notify(&header, notify::header_update()).await.context(resizing).map(drop)
+    let header = names::header(image.id());
+    image.pool().notify(&header, notify::header_update()).await.context(resizing).map(drop)
+}
+
+/// Writes the new size down. The object map is never too small for it.
+async fn set_size(image: &Image, size: u64, map: Option<&ObjectMap>) -> Result<()> {
+    let header = names::header(image.id());
+    let objects = image.layout().objects(size);
+    let grows = size > image.header().size;
+    let _pause = image.0.current.pause(PAUSE).await?;
+    let resized = map.map(|map| Arc::new(map.resized(objects)));
+    if resized.is_some() && grows {
+        image.0.on_disk_map().resize(objects).await?;
+    }
+    image.pool().call(&header, &SetSize { size }).await?;
+    if resized.is_some() && !grows {
+        image.0.on_disk_map().resize(objects).await?;
+    }
+    if resized.is_some() {
+        image.0.replace_map(resized);
+    }
+    image.refresh().await
 }
 
 /// Removes objects that are beyond the new end, and cuts those that are across it.
-async fn trim(image: &Image, size: u64, progress: Progress<'_>) -> Result<()> {
+async fn trim(
+    image: &Image,
+    size: u64,
+    map: Option<&ObjectMap>,
+    progress: Progress<'_>,
+) -> Result<()> {
     let header = image.header();
     let layout = header.layout;
     let end = layout.objects(header.size);
     // Of the set of objects that the new end is in, some may keep something.
     let set = layout.object_size() * layout.stripe_count();
     let begin = size / set * layout.stripe_count();
+    let next_set = end.min(begin + layout.stripe_count());
+    // Which objects go: behind that set all of them.
+    let goes = |object: u64| layout.object_len(object, size) == 0;
+    let mut gone: Vec<_> = (begin..next_set).filter(|o| goes(*o)).map(|o| (o, o + 1)).collect();
+    gone.push((next_set, end));
+    let cut = (begin..next_set).filter(|object| {
+        !goes(*object) && layout.object_len(*object, size) < layout.object_len(*object, header.size)
+    });
+
+    let disk = image.0.on_disk_map();
+    if let Some(map) = map {
+        for object in cut.filter(|object| !map.is_absent(*object)) {
+            disk.update((object, object + 1), ObjectState::Exists, None).await?;
+            map.set(object, ObjectState::Exists);
+        }
+        for range in &gone {
+            disk.update(*range, ObjectState::Pending, Some(ObjectState::Exists)).await?;
+        }
+    }
     let mut names = DataNames::new(&header.object_prefix);
-    let changes = (begin..end).filter_map(|object| {
+    let there = |object: &u64| map.is_none_or(|map| !map.is_absent(*object));
+    let changes = (begin..end).filter(there).filter_map(|object| {
         let op = match layout.object_len(object, size) {
             0 => Op::Delete,
             len if len < layout.object_len(object, header.size) => Op::Truncate { size: len },
@@ -73,5 +136,11 @@ async fn trim(image: &Image, size: u64, progress: Progress<'_>) -> Result<()> {
         done += 1;
         progress(done, total);
     })
-    .await
+    .await?;
+    if map.is_some() {
+        for range in gone {
+            disk.update(range, ObjectState::Absent, Some(ObjectState::Pending)).await?;
+        }
+    }
+    Ok(())
 }

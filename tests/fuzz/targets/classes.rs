@@ -1,7 +1,7 @@
 //! What class methods are given and give back, for each that is known, and what clients tell each other of an image.
 
 use proto::rbd::cls;
-use proto::rbd::notify::NotifyOp;
+use proto::rbd::notify::{self, Notice};
 
 use super::Pieces;
 
@@ -11,7 +11,8 @@ pub(super) fn run(input: &[u8]) {
     let which = [pieces.byte(), pieces.byte()];
     let is_input = pieces.byte() & 1 != 0;
     if which == [0, 0] {
-        let _ = NotifyOp::decode(pieces.0);
+        let _ = Notice::decode(pieces.0);
+        let _ = notify::decode_response(pieces.0);
     }
     let Some(method) = cls::all().find(|method| number(method) == which) else { return };
     let read = if is_input { method.input } else { method.reply };

@@ -67,6 +67,7 @@ impl World {
             payload: Bytes::from_static(b"news"),
             result: 0,
             notifier: 5,
+            replies: Bytes::new(),
         });
     }
 }

@@ -6,6 +6,7 @@
 mod directory;
 mod image;
 pub mod lock;
+mod object_map;
 mod types;
 
 use bytes::Bytes;
@@ -15,9 +16,11 @@ use crate::denc::{Decode, Encode, Result, decode};
 use directory::METHODS as DIRECTORY;
 use image::METHODS as IMAGE;
 use lock::METHODS as LOCK;
+use object_map::METHODS as OBJECT_MAP;
 
 pub use directory::*;
 pub use image::*;
+pub use object_map::*;
 pub use types::*;
 
 /// A class method with the input of one call.
@@ -68,7 +71,7 @@ impl AnyMethod {
 
 /// Every method.
 pub fn all() -> impl Iterator<Item = &'static AnyMethod> {
-    [DIRECTORY, IMAGE, LOCK].into_iter().flatten()
+    [DIRECTORY, IMAGE, LOCK, OBJECT_MAP].into_iter().flatten()
 }
 
 /// Nothing.

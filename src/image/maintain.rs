@@ -1,0 +1,323 @@
+//! What only the owner of the exclusive lock may do: done here if that is us, or if there is no such lock; asked of the
+//! owner if it is somebody else; and done for others who ask us (`src/librbd/Operations.cc`, `ImageWatcher.cc`).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::rbd::notify::{self, Maintenance, Notice, RequestId};
+use proto::rbd::{Features, names};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::admin::{self, Progress};
+use super::lock::{Tried, Use};
+use super::{Image, Inner};
+use crate::error::{Error, Kind, Result};
+use crate::pool::Acknowledgement;
+
+/// How long an owner may be silent about what it was asked to do (librbd's `rbd_request_timed_out_seconds`).
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait before an owner is looked for again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the lock may go from hand to hand without anybody doing what is asked.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often those who asked are told how far it is.
+const TELL: Duration = Duration::from_millis(500);
+
+/// How many requests that are done are remembered, should they be sent again.
+const REMEMBERED: usize = 64;
+
+const ERESTART: i32 = 85;
+const EOPNOTSUPP: i32 = 95;
+
+/// What was asked of the owner, and what we do for others.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    last: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Ours.
+    asked: BTreeMap<RequestId, mpsc::UnboundedSender<Event>>,
+    /// Others'.
+    under_way: BTreeSet<RequestId>,
+    done: VecDeque<(RequestId, i32)>,
+}
+
+/// What becomes of something that was asked of the owner.
+#[derive(Debug)]
+enum Event {
+    Progress(u64, u64),
+    Done(i32),
+    /// The owner is another one now.
+    Moved,
+}
+
+/// What came of asking.
+enum Asked {
+    Done(Result<()>),
+    /// Nobody does it: it is to be asked again.
+    Nobody,
+}
+
+impl Requests {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The owner tells of a request of ours.
+    pub(super) fn progress(&self, id: RequestId, done: u64, total: u64) {
+        self.tell(id, Event::Progress(done, total));
+    }
+
+    /// The owner is done with a request of ours.
+    pub(super) fn complete(&self, id: RequestId, result: i32) {
+        self.tell(id, Event::Done(result));
+    }
+
+    fn tell(&self, id: RequestId, event: Event) {
+        if let Some(asked) = self.table().asked.get(&id) {
+            let _ = asked.send(event);
+        }
+    }
+
+    /// The owner is another one: it knows nothing of what the one before was asked.
+    pub(super) fn owner_changed(&self) {
+        for asked in self.table().asked.values() {
+            let _ = asked.send(Event::Moved);
+        }
+    }
+}
+
+impl Image {
+    /// Does something that only the owner of the exclusive lock may do: here, if nobody has the lock or we do,
+    /// otherwise by asking the owner.
+    ///
+    /// Dropping the future does not take back what the owner was asked.
+    ///
+    /// # Errors
+    /// [`Kind::ReadOnly`] if the image was opened so; whatever goes wrong here or there.
+    pub async fn maintain(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
+        if self.0.read_only {
+            let what = format!("image {} is open for reading only", self.spec());
+            return Err(Error::new(Kind::ReadOnly, what));
+        }
+        let id = RequestId {
+            client: self.0.client_id(),
+            number: self.0.requests.last.fetch_add(1, Ordering::Relaxed) + 1,
+        };
+        let begun = Instant::now();
+        let mut asked = false;
+        loop {
+            if !self.header().features.contains(Features::EXCLUSIVE_LOCK) {
+                return self.perform(what, progress).await;
+            }
+            let owner = match self.0.inner.try_lock().await? {
+                Tried::Ours(_usage) => {
+                    let done = self.perform(what, progress).await;
+                    // Whoever was asked before may have done it, and not lived to tell.
+                    return if asked { done_before(what, done) } else { done };
+                }
+                Tried::Theirs(owner) => owner,
+            };
+            match self.0.ask_for(what, id, progress).await? {
+                Asked::Done(done) => {
+                    self.refresh().await?;
+                    return if asked { done_before(what, done) } else { done };
+                }
+                Asked::Nobody if begun.elapsed() > PATIENCE => {
+                    let what = format!(
+                        "image {}: {owner} has the exclusive lock and does not do what is asked",
+                        self.spec()
+                    );
+                    return Err(Error::new(Kind::TimedOut, what));
+                }
+                Asked::Nobody => asked = true,
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Does it here.
+    async fn perform(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
+        match what {
+            Maintenance::Resize { size, may_shrink } => {
+                admin::resize(self, *size, *may_shrink, progress).await
+            }
+            other => Err(Error::new(
+                Kind::Unsupported,
+                format!("image {}: not built yet: {other:?}", self.spec()),
+            )),
+        }
+    }
+}
+
+/// A second attempt finds what the first did.
+fn done_before(what: &Maintenance, done: Result<()>) -> Result<()> {
+    let expected = match what {
+        Maintenance::SnapCreate { .. } | Maintenance::Rename { .. } => Kind::Exists,
+        Maintenance::SnapRename { .. } => Kind::Exists,
+        Maintenance::SnapRemove { .. } => Kind::NotFound,
+        Maintenance::SnapProtect { .. } => Kind::Busy,
+        Maintenance::SnapUnprotect { .. }
+        | Maintenance::Flatten
+        | Maintenance::UpdateFeatures { .. } => Kind::Invalid,
+        _ => return done,
+    };
+    match done {
+        Err(error) if error.kind() == expected => Ok(()),
+        done => done,
+    }
+}
+
+impl Inner {
+    /// Asks the owner, and waits until it is done.
+    async fn ask_for(
+        &self,
+        what: &Maintenance,
+        id: RequestId,
+        progress: Progress<'_>,
+    ) -> Result<Asked> {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        self.requests.table().asked.insert(id, sender);
+        let done = self.ask_and_wait(what, id, &mut events, progress).await;
+        self.requests.table().asked.remove(&id);
+        done
+    }
+
+    async fn ask_and_wait(
+        &self,
+        what: &Maintenance,
+        id: RequestId,
+        events: &mut mpsc::UnboundedReceiver<Event>,
+        progress: Progress<'_>,
+    ) -> Result<Asked> {
+        let failed = |errno: i32| {
+            let what = format!("image {}: the owner of its exclusive lock", self.spec());
+            Asked::Done(Err(Error::from_errno(errno, what)))
+        };
+        let retried = |errno: i32| errno == -ERESTART || errno == -Kind::TimedOut.errno();
+        match self.ask_owner(&Notice::Request(what.clone(), Some(id))).await? {
+            None => return Ok(Asked::Nobody),
+            Some(errno) if retried(errno) => return Ok(Asked::Nobody),
+            Some(errno) if errno < 0 => return Ok(failed(errno)),
+            Some(_) => {}
+        }
+        loop {
+            match tokio::time::timeout(SILENCE, events.recv()).await {
+                Ok(Some(Event::Progress(done, total))) => progress(done, total),
+                Ok(Some(Event::Done(0))) => return Ok(Asked::Done(Ok(()))),
+                Ok(Some(Event::Done(errno))) if !retried(errno) => return Ok(failed(errno)),
+                Ok(Some(Event::Done(_) | Event::Moved) | None) | Err(_) => {
+                    return Ok(Asked::Nobody);
+                }
+            }
+        }
+    }
+
+    /// Somebody asks the owner of the lock for something. It is acknowledged when it is done or, if it has an id, at
+    /// once: then its completion is told to all.
+    pub(super) fn requested(
+        self: &Arc<Self>,
+        what: Maintenance,
+        id: Option<RequestId>,
+        ack: Acknowledgement,
+    ) {
+        let image = self.open.get().and_then(std::sync::Weak::upgrade).map(Image);
+        let usage = self.lock.is_held().then(|| Use::new(self));
+        let (Some(image), Some(usage)) = (image, usage) else {
+            return ack.send(bytes::Bytes::new());
+        };
+        let Some(id) = id else {
+            tokio::spawn(async move {
+                let result = image.serve(&what, None).await;
+                ack.send(notify::response(result));
+                drop(usage);
+            });
+            return;
+        };
+        match self.begin(id) {
+            Begun::Ours => ack.send(notify::response(-ERESTART)),
+            Begun::Done(result) => ack.send(notify::response(result)),
+            Begun::UnderWay => ack.send(notify::response(0)),
+            Begun::New => {
+                ack.send(notify::response(0));
+                tokio::spawn(async move {
+                    let result = image.serve(&what, Some(id)).await;
+                    image.0.finish(id, result);
+                    image.0.tell_complete(id, result).await;
+                    drop(usage);
+                });
+            }
+        }
+    }
+
+    fn begin(&self, id: RequestId) -> Begun {
+        if id.client == self.client_id() {
+            return Begun::Ours;
+        }
+        let mut table = self.requests.table();
+        if let Some((_, result)) = table.done.iter().find(|(done, _)| *done == id) {
+            return Begun::Done(*result);
+        }
+        if table.under_way.insert(id) { Begun::New } else { Begun::UnderWay }
+    }
+
+    fn finish(&self, id: RequestId, result: i32) {
+        let mut table = self.requests.table();
+        table.under_way.remove(&id);
+        table.done.push_back((id, result));
+        if table.done.len() > REMEMBERED {
+            table.done.pop_front();
+        }
+    }
+
+    async fn tell_complete(&self, id: RequestId, result: i32) {
+        let notice = Notice::Complete { id, result };
+        if let Err(error) = self.pool.notify(&names::header(&self.id), notice.encode()).await {
+            tracing::warn!(image = self.spec(), %error, "telling that a request is done");
+        }
+    }
+}
+
+/// Whether a request is to be begun.
+enum Begun {
+    New,
+    UnderWay,
+    Done(i32),
+    /// We asked for it ourselves, before we had the lock.
+    Ours,
+}
+
+impl Image {
+    /// Does what another client asked for: 0 or a negative errno.
+    async fn serve(&self, what: &Maintenance, id: Option<RequestId>) -> i32 {
+        tracing::info!(image = self.spec(), ?what, "another client asks for it");
+        let header = names::header(self.id());
+        let mut told: Option<Instant> = None;
+        let mut progress = |done, total| {
+            let Some(id) = id else { return };
+            if told.is_none_or(|told| told.elapsed() >= TELL) {
+                told = Some(Instant::now());
+                self.pool().announce(&header, Notice::Progress { id, done, total }.encode());
+            }
+        };
+        match self.perform(what, &mut progress).await {
+            Ok(()) => 0,
+            Err(error) => {
+                tracing::warn!(image = self.spec(), %error, "for another client");
+                match error.kind() {
+                    Kind::Unsupported => -EOPNOTSUPP,
+                    kind => -kind.errno(),
+                }
+            }
+        }
+    }
+}

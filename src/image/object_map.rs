@@ -1,0 +1,326 @@
+//! The object map of an image that we hold the exclusive lock of: in memory, and on the OSDs
+//! (`src/librbd/ObjectMap.cc`).
+//!
+//! It never claims that an object is absent that is there. So before an object is written to that may not exist, its
+//! state becomes [`ObjectState::Exists`]; before one is removed it becomes [`ObjectState::Pending`], and
+//! [`ObjectState::Absent`] only when it is gone. What is known in memory follows: down at once, up when the OSD has it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use proto::msg::op::Op;
+use proto::rbd::cls::{
+    LoadObjectMap, Method, ResizeObjectMap, SaveObjectMap, SetFlags, UpdateObjectMap, lock,
+};
+use proto::rbd::{Flags, ObjectState, ObjectStates, names};
+use proto::types::{SnapId, UTime};
+
+use super::Header;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::Pool;
+
+/// The most objects that an image with an object map may have (librbd's `MAX_OBJECT_MAP_OBJECT_COUNT`).
+pub(crate) const MAX_OBJECTS: u64 = 256_000_000;
+
+/// The map in memory.
+#[derive(Debug)]
+pub(super) struct ObjectMap {
+    /// Four objects to a byte.
+    states: Box<[AtomicU8]>,
+    objects: u64,
+    /// Whether what it says may be relied on: not if the header says that it is invalid.
+    trusted: AtomicBool,
+    /// Objects whose state is being changed.
+    busy: Mutex<Busy>,
+}
+
+#[derive(Debug, Default)]
+struct Busy {
+    objects: BTreeSet<u64>,
+    /// Somebody waits for one of them.
+    awaited: bool,
+}
+
+fn shift(object: u64) -> u32 {
+    (object % 4 * 2) as u32
+}
+
+impl ObjectMap {
+    pub(super) fn new(states: &ObjectStates, trusted: bool) -> Self {
+        let objects = states.len();
+        let mut packed = vec![0u8; objects.div_ceil(4) as usize];
+        for (object, state) in (0..).zip(states.iter()) {
+            packed[(object / 4) as usize] |= (state as u8) << shift(object);
+        }
+        Self {
+            states: packed.into_iter().map(AtomicU8::new).collect(),
+            objects,
+            trusted: AtomicBool::new(trusted),
+            busy: Mutex::default(),
+        }
+    }
+
+    /// What is known of an object. One behind the end may be anything.
+    #[inline]
+    pub(super) fn state(&self, object: u64) -> ObjectState {
+        match self.states.get((object / 4) as usize) {
+            Some(byte) => ObjectState::from_bits(byte.load(Ordering::Acquire) >> shift(object)),
+            None => ObjectState::Pending,
+        }
+    }
+
+    /// Whether an object is surely not there.
+    #[inline]
+    pub(super) fn is_absent(&self, object: u64) -> bool {
+        self.state(object) == ObjectState::Absent && self.trusted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, object: u64, state: ObjectState) {
+        let Some(byte) = self.states.get((object / 4) as usize) else { return };
+        let shift = shift(object);
+        let change = |byte| Some(byte & !(3 << shift) | (state as u8) << shift);
+        let _ = byte.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+    }
+
+    /// Nothing it says may be relied on any more.
+    pub(super) fn distrust(&self) {
+        self.trusted.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed)
+    }
+
+    /// Begins to change the state of an object. False if somebody else is about to: that is to be waited for.
+    pub(super) fn begin(&self, object: u64) -> bool {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = busy.objects.insert(object);
+        busy.awaited |= !free;
+        free
+    }
+
+    /// Is done with it. True if somebody waits for that.
+    #[must_use]
+    pub(super) fn end(&self, object: u64) -> bool {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.objects.remove(&object);
+        std::mem::take(&mut busy.awaited)
+    }
+
+    /// All states, as they are now.
+    pub(super) fn states(&self) -> ObjectStates {
+        let mut states = ObjectStates::new(self.objects, ObjectState::Absent);
+        for object in 0..self.objects {
+            states.set(object, self.state(object));
+        }
+        states
+    }
+
+    /// The same for another number of objects. New ones are absent.
+    pub(super) fn resized(&self, objects: u64) -> Self {
+        let mut states = self.states();
+        states.resize(objects, ObjectState::Absent);
+        Self::new(&states, self.is_trusted())
+    }
+}
+
+/// Changes the states of some objects on the OSDs, as long as the map is ours.
+pub(super) fn update_ops(
+    begin: u64,
+    end: u64,
+    state: ObjectState,
+    only: Option<ObjectState>,
+) -> Vec<Op> {
+    let only = only.map(|state| state as u8);
+    vec![assert_ours(), call(&UpdateObjectMap { begin, end, state: state as u8, only })]
+}
+
+/// Says in the header that the map must not be believed.
+pub(super) fn invalidate_op(snap: SnapId) -> Op {
+    let flags = Flags::OBJECT_MAP_INVALID.0 | Flags::FAST_DIFF_INVALID.0;
+    call(&SetFlags { flags, mask: flags, snap })
+}
+
+fn call<M: Method>(method: &M) -> Op {
+    Op::call(M::CLASS, M::NAME, method.input())
+}
+
+/// The map of the head is written to by nobody but who has its lock.
+fn assert_ours() -> Op {
+    call(&lock::AssertLocked {
+        name: lock::RBD_LOCK.to_owned(),
+        kind: lock::EXCLUSIVE,
+        cookie: String::new(),
+        tag: String::new(),
+    })
+}
+
+/// The map of one image, on the OSDs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OnDisk<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) id: &'a str,
+}
+
+impl OnDisk<'_> {
+    fn name(&self, snap: SnapId) -> String {
+        names::object_map(self.id, snap)
+    }
+
+    /// Takes its lock, whoever has it: that one has lost the image's.
+    async fn lock(&self) -> Result<()> {
+        let object = self.name(SnapId::HEAD);
+        let take = lock::Lock {
+            name: lock::RBD_LOCK.to_owned(),
+            kind: lock::EXCLUSIVE,
+            cookie: String::new(),
+            tag: String::new(),
+            description: String::new(),
+            duration: UTime::default(),
+            flags: 0,
+        };
+        loop {
+            match self.pool.call(&object, &take).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == Kind::Exists => return Ok(()),
+                Err(error) if error.kind() == Kind::Busy => {}
+                Err(error) => return Err(error),
+            }
+            let get = lock::GetInfo { name: take.name.clone() };
+            for (locker, _) in self.pool.call(&object, &get).await?.lockers {
+                let (client, cookie) = (locker.client, locker.cookie);
+                let broken = lock::BreakLock { name: take.name.clone(), client, cookie };
+                gone_is_fine(self.pool.call(&object, &broken).await.map(drop))?;
+            }
+        }
+    }
+
+    /// Gives its lock back.
+    pub(super) async fn unlock(&self) -> Result<()> {
+        let name = lock::RBD_LOCK.to_owned();
+        let unlock = lock::Unlock { name, cookie: String::new() };
+        gone_is_fine(self.pool.call(&self.name(SnapId::HEAD), &unlock).await.map(drop))
+    }
+
+    /// Locks and loads the map of the head. One that is missing, damaged or too small is replaced by one that says
+    /// nothing, and the header says so.
+    pub(super) async fn open(&self, header: &Header) -> Result<ObjectMap> {
+        let objects = header.layout.objects(header.size);
+        if objects > MAX_OBJECTS {
+            let what = format!("{objects} objects are too many for an object map");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        self.lock().await.context("object map")?;
+        let valid = header.flags.0 & Flags::OBJECT_MAP_INVALID.0 == 0;
+        let why = match self.load(SnapId::HEAD).await {
+            // A resize may have been cut off.
+            Ok(mut states) if states.len() >= objects => {
+                states.resize(objects, ObjectState::Absent);
+                return Ok(ObjectMap::new(&states, valid));
+            }
+            Ok(states) => format!("it is for {} objects of {objects}", states.len()),
+            Err(error) => match error.kind() {
+                Kind::NotFound | Kind::Invalid | Kind::Corrupt => error.to_string(),
+                _ => return Err(error),
+            },
+        };
+        tracing::warn!(
+            id = self.id,
+            why,
+            "the object map is of no use: `object-map rebuild` makes it anew"
+        );
+        self.invalidate(SnapId::HEAD).await?;
+        // So that it is kept up from now on.
+        let states = ObjectStates::new(objects, ObjectState::Exists);
+        self.save(SnapId::HEAD, states.clone()).await?;
+        Ok(ObjectMap::new(&states, false))
+    }
+
+    /// The map of the head or of a snapshot.
+    pub(super) async fn load(&self, snap: SnapId) -> Result<ObjectStates> {
+        self.pool.call(&self.name(snap), &LoadObjectMap {}).await
+    }
+
+    /// Replaces it. That of the head must be ours.
+    pub(super) async fn save(&self, snap: SnapId, states: ObjectStates) -> Result<()> {
+        let mut ops = vec![call(&SaveObjectMap { states })];
+        if snap == SnapId::HEAD {
+            ops.insert(0, assert_ours());
+        }
+        self.pool.operate_write(&self.name(snap), ops).await.map(drop)
+    }
+
+    /// Says in the header that the map of the head or of a snapshot must not be believed.
+    pub(super) async fn invalidate(&self, snap: SnapId) -> Result<()> {
+        let header = names::header(self.id);
+        self.pool.operate_write(&header, vec![invalidate_op(snap)]).await.map(drop)
+    }
+
+    /// Changes states of the head's.
+    pub(super) async fn update(
+        &self,
+        (begin, end): (u64, u64),
+        state: ObjectState,
+        only: Option<ObjectState>,
+    ) -> Result<()> {
+        if begin == end {
+            return Ok(());
+        }
+        let ops = update_ops(begin, end, state, only);
+        self.pool.operate_write(&self.name(SnapId::HEAD), ops).await.map(drop)
+    }
+
+    /// Makes that of the head longer or shorter.
+    pub(super) async fn resize(&self, objects: u64) -> Result<()> {
+        let resize = ResizeObjectMap { objects, state: ObjectState::Absent as u8 };
+        let ops = vec![assert_ours(), call(&resize)];
+        self.pool.operate_write(&self.name(SnapId::HEAD), ops).await.map(drop)
+    }
+}
+
+fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Where an operation on the map goes: for those who send it themselves.
+pub(super) fn head_object(id: &str) -> String {
+    names::object_map(id, SnapId::HEAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_in_memory_are_those_that_were_loaded() {
+        let mut states = ObjectStates::new(11, ObjectState::Absent);
+        states.set(0, ObjectState::Clean);
+        states.set(6, ObjectState::Exists);
+        states.set(10, ObjectState::Pending);
+        let map = ObjectMap::new(&states, true);
+        assert_eq!(map.states(), states);
+        map.set(5, ObjectState::Exists);
+        states.set(5, ObjectState::Exists);
+        assert_eq!(map.states(), states);
+        assert!(map.is_absent(4) && !map.is_absent(5) && !map.is_absent(10));
+        assert!(!map.is_absent(1000), "nothing is known of what is behind the end");
+        map.distrust();
+        assert!(!map.is_absent(4));
+        assert_eq!(map.resized(12).states().get(11), ObjectState::Absent);
+    }
+
+    #[test]
+    fn one_change_of_an_object_at_a_time() {
+        let map = ObjectMap::new(&ObjectStates::new(4, ObjectState::Absent), true);
+        assert!(map.begin(1) && map.begin(2));
+        assert!(!map.end(2), "nobody waits");
+        assert!(!map.begin(1));
+        assert!(map.end(1), "somebody does");
+        assert!(map.begin(1));
+        assert!(!map.end(1));
+    }
+}

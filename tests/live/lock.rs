@@ -1,0 +1,187 @@
+//! Images as `rbd create` makes them, with exclusive lock and object map: shared with librbd, which must find them
+//! right.
+
+use std::process::{Child, Command, Stdio};
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
+use crate::data::assert_same_for_librbd_and_nbd;
+use crate::support::{Ceph, Options};
+use crate::watch::{io, wait_for};
+use crate::{fio_verify, one_osd, run};
+
+impl Ceph {
+    /// Who holds an image's exclusive lock: id and cookie.
+    pub(crate) fn lock_owner(&self, image: &str) -> Option<(String, String)> {
+        let locks = self.run("rbd", &["lock", "ls", "--format", "json", image]).json();
+        let lock = locks.as_array()?.first()?.clone();
+        let text = |name: &str| lock[name].as_str().unwrap().to_owned();
+        Some((text("locker"), text("id")))
+    }
+
+    /// librbd goes through all objects and compares them with the map.
+    #[track_caller]
+    pub(crate) fn check_object_map(&self, image: &str) {
+        let ran = self.run("rbd", &["object-map", "check", "--no-progress", image]);
+        let said = ran.to_string();
+        ran.ok();
+        let flags = self.run("rbd", &["info", "--format", "json", image]).json()["flags"].clone();
+        assert_eq!(flags.as_array().map(Vec::len), Some(0), "{image}: {flags} {said}");
+    }
+
+    fn rbd_bench(&self, image: &str, total: &str) {
+        let size = ["--io-size", "4K", "--io-threads", "4"];
+        let what = ["bench", image, "--io-type", "write", "--io-total", total];
+        self.rbd(&[&what[..], &size].concat());
+    }
+}
+
+fn signal(process: u32, signal: &str) {
+    run("kill", &[signal, &process.to_string()]).ok();
+}
+
+#[test]
+fn an_image_as_rbd_makes_it_is_written_and_right_for_librbd() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "128M", "default"]);
+    let serve = ceph.serve(&["rbd/default"]);
+    let uri = serve.uri("rbd/default");
+    assert_eq!(ceph.lock_owner("default"), None, "nothing was written yet");
+    assert!(io(&uri, &["read -P 0 0 8M", "write -P 1 5M 64k"]));
+    let (_, cookie) = ceph.lock_owner("default").unwrap();
+    assert!(cookie.starts_with("auto "), "{cookie}");
+    let status = ceph.run("rbd", &["status", "--format", "json", "default"]).json();
+    assert_eq!(cookie, format!("auto {}", status["watchers"][0]["cookie"]));
+    fio_verify(ceph, 128, &["--ioengine=nbd", &format!("--uri={uri}")]);
+    assert!(io(
+        &uri,
+        &["discard 4M 20M", "write -z 40M 4M", "discard 65M 2M", "write -P 7 21M 1M"]
+    ));
+    assert!(io(&uri, &["read -P 0 4M 17M", "read -P 7 21M 1M", "read -P 0 40M 4M"]));
+    assert_same_for_librbd_and_nbd(ceph, "default", &uri);
+    serve.terminate();
+    assert_eq!(ceph.lock_owner("default"), None, "given back at the end");
+    ceph.check_object_map("default");
+}
+
+/// Each takes the lock from the other, without anybody's timeout.
+#[test]
+fn the_lock_goes_to_librbd_and_comes_back() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "64M", "handed"]);
+    let serve = ceph.serve(&["rbd/handed"]);
+    let uri = serve.uri("rbd/handed");
+    let begun = Instant::now();
+    for turn in 1..=3 {
+        assert!(io(&uri, &[&format!("write -P {turn} {turn}M 64k"), "write -P 9 40M 1M"]));
+        let ours = ceph.lock_owner("handed").unwrap();
+        // It takes the lock, writes, and gives it back at its end.
+        ceph.rbd_bench("handed", "256K");
+        assert_eq!(ceph.lock_owner("handed"), None, "after {ours:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "took {:?}", begun.elapsed());
+    assert!(io(&uri, &["read -P 1 1M 64k", "read -P 3 3M 64k", "write -P 5 50M 64k"]));
+    assert_same_for_librbd_and_nbd(ceph, "handed", &uri);
+    serve.terminate();
+    ceph.check_object_map("handed");
+}
+
+/// Reading takes no lock: neither does it wait for one, nor is it taken from whoever has it.
+#[test]
+fn readers_do_not_ask_for_the_lock() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "64M", "read"]);
+    let writer = ceph.serve(&["rbd/read"]);
+    assert!(io(&writer.uri("rbd/read"), &["write -P 1 0 64k"]));
+    let owner = ceph.lock_owner("read");
+    let reader = ceph.serve(&["rbd/read"]);
+    assert!(io(&reader.uri("rbd/read"), &["read -P 1 0 64k", "read -P 0 1M 64k", "flush"]));
+    assert_eq!(ceph.lock_owner("read"), owner);
+    // It writes: now the lock is its.
+    assert!(io(&reader.uri("rbd/read"), &["write -P 2 1M 64k"]));
+    assert_ne!(ceph.lock_owner("read"), owner);
+    assert!(io(&writer.uri("rbd/read"), &["read -P 2 1M 64k"]));
+}
+
+#[test]
+fn whoever_keeps_the_lock_is_named_to_those_who_want_it() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "64M", "kept"]);
+    let kept = ceph.serve(&["--exclusive", "rbd/kept"]);
+    let (owner, _) = ceph.lock_owner("kept").expect("taken before anything is written");
+    // librbd is refused: EROFS.
+    let args = ["bench", "kept", "--io-type", "write", "--io-total", "64K", "--io-size", "4K"];
+    let refused = ceph.run("rbd", &args);
+    assert_ne!(refused.code, 0, "{refused}");
+    let other = ceph.serve(&["rbd/kept"]);
+    assert!(io(&other.uri("rbd/kept"), &["read -P 0 0 64k"]));
+    assert!(!io(&other.uri("rbd/kept"), &["write -P 2 0 64k"]));
+    assert!(other.log().contains(&format!("kept by {owner} at")), "{}", other.log());
+    let second = ceph.ours(&["serve", "--exclusive", "rbd/kept", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.code, 30, "{second}");
+    assert!(second.err.contains(&owner), "{second}");
+    assert!(io(&kept.uri("rbd/kept"), &["write -P 1 0 64k", "read -P 1 0 64k"]));
+    // When it ends, the others go on.
+    kept.terminate();
+    wait_for("writes succeed", 20, || io(&other.uri("rbd/kept"), &["write -P 3 0 64k"]));
+    // Without the feature there is nothing to keep.
+    ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "plain-kept"]);
+    let refused = ceph.ours(&["serve", "--exclusive", "rbd/plain-kept", "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.code, 22, "{refused}");
+}
+
+/// An owner that is gone without a word is fenced off before its lock is broken.
+#[test]
+fn a_dead_owner_is_fenced_off() {
+    let ceph = Ceph::start(Options::default());
+    for image in ["ours", "theirs"] {
+        ceph.rbd(&["create", "--size", "64M", image]);
+    }
+    let ours = ceph.serve(&["rbd/ours"]);
+    assert!(io(&ours.uri("rbd/ours"), &["write -P 1 0 64k"]));
+    let mut theirs = librbd_writer(&ceph, "theirs");
+    wait_for("librbd has the lock", 60, || ceph.lock_owner("theirs").is_some());
+    let dead = [ceph.lock_owner("ours"), ceph.lock_owner("theirs")];
+    signal(ours.pid(), "-KILL");
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+    let heir = ceph.serve(&["rbd/theirs"]);
+    scope(|scope| {
+        // Both wait until the OSD has given up the watch of the dead.
+        scope.spawn(|| ceph.rbd_bench("ours", "256K"));
+        scope.spawn(|| {
+            let uri = heir.uri("rbd/theirs");
+            let begun = Instant::now();
+            assert!(io(&uri, &["read 0 64k"]), "reading waits for nothing");
+            assert!(begun.elapsed() < Duration::from_secs(15), "took {:?}", begun.elapsed());
+            assert!(io(&uri, &["write -P 4 60M 64k", "read -P 4 60M 64k"]), "{}", heir.log());
+        });
+    });
+    let fenced = ceph.ceph(&["osd", "blocklist", "ls"]);
+    assert_eq!(fenced.lines().count(), 2, "{fenced}");
+    assert!(heir.log().contains("fenced off"), "{}", heir.log());
+    assert!(!dead.contains(&ceph.lock_owner("theirs")), "broken");
+    assert_same_for_librbd_and_nbd(&ceph, "theirs", &heir.uri("rbd/theirs"));
+    heir.terminate();
+    for image in ["ours", "theirs"] {
+        ceph.check_object_map(image);
+    }
+}
+
+/// fio on librbd that writes slowly and for long.
+fn librbd_writer(ceph: &Ceph, image: &str) -> Child {
+    let name = format!("--rbdname={image}");
+    let child = Command::new("fio")
+        .args(["--name=w", "--ioengine=rbd", "--clientname=admin", "--pool=rbd", &name])
+        .args(["--rw=randwrite", "--bs=4k", "--size=64M", "--iodepth=4", "--rate_iops=50"])
+        .args(["--time_based", "--runtime=600"])
+        .env("CEPH_CONF", ceph.conf())
+        .current_dir(ceph.dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    ceph.reap(child.id());
+    child
+}
