@@ -4,6 +4,8 @@ mod fencing;
 mod full;
 mod killed;
 mod memory;
+mod network;
+mod thrash;
 
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};

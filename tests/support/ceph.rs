@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) mode: Mode,
     /// More lines for the `[global]` section of `ceph.conf`.
     pub(crate) conf: &'static str,
+    /// An address of this host for the daemons, in place of a loopback address.
+    pub(crate) ip: Option<Ipv4Addr>,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             auth: Auth::Cephx,
             mode: Mode::Default,
             conf: "",
+            ip: None,
         }
     }
 }
@@ -172,7 +175,7 @@ impl Ceph {
         Self {
             reaper: Mutex::new(Some(reaper(&dir))),
             dir,
-            ip,
+            ip: options.ip.unwrap_or(ip),
             options,
             daemons: Mutex::default(),
             _address: address,
@@ -387,7 +390,7 @@ impl Ceph {
     }
 
     fn conf_text(&self, fsid: &str) -> String {
-        let Options { release, osds, mons, store, auth, mode, conf } = &self.options;
+        let Options { release, osds, mons, store, auth, mode, conf, ip: _ } = &self.options;
         let hosts: Vec<_> = (0..*mons).map(|i| format!("[v2:{}]", self.mon_addr(i))).collect();
         let names: Vec<_> = (0..*mons).map(mon_name).collect();
         let (auth, insecure_keys) = match auth {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -26,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Ledger {
     blocks: Vec<Versions>,
     random: u64,
+    /// Requests that succeeded so far, for whoever looks on.
+    pub(crate) progress: Arc<AtomicU64>,
 }
 
 /// Versions of a block. 0 is what it was before anything was written: zeros.
@@ -61,7 +65,8 @@ impl Ledger {
     /// Of an image that has nothing but zeros.
     pub(crate) fn new(bytes: u64) -> Self {
         let random = std::process::id().into();
-        Self { blocks: vec![Versions::default(); bytes as usize / BLOCK], random }
+        let blocks = vec![Versions::default(); bytes as usize / BLOCK];
+        Self { blocks, random, progress: Arc::default() }
     }
 
     /// Reads and writes random blocks through an export until `over` says so, and then waits for what is in flight.
@@ -84,19 +89,6 @@ impl Ledger {
             check_block(block, &bytes, (least, most)).unwrap_or_else(|wrong| panic!("{wrong}"));
         }
         assert_eq!(content.read(&mut bytes).unwrap(), 0, "it is longer than it should be");
-    }
-
-    /// What was submitted so far of each block: nothing later may be in an image that was fenced off by now.
-    pub(crate) fn submitted(&self) -> Vec<u32> {
-        self.blocks.iter().map(|versions| versions.submitted).collect()
-    }
-
-    /// Takes it for granted that what was submitted later than this never happened.
-    pub(crate) fn forget_after(&mut self, submitted: &[u32]) {
-        for (versions, submitted) in self.blocks.iter_mut().zip(submitted) {
-            assert!(versions.acknowledged <= *submitted, "acknowledged, though it must not happen");
-            versions.submitted = *submitted;
-        }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -228,6 +220,7 @@ impl<'a> Work<'a> {
         self.worked.longest_pause = self.worked.longest_pause.max(now - self.quiet_since);
         (self.quiet_since, self.worked.last_success) = (now, now);
         self.worked.done += 1;
+        self.ledger.progress.fetch_add(1, Ordering::Relaxed);
         match (doing.write, outcome) {
             (Some(version), Outcome::Done) => {
                 self.ledger.blocks[doing.block].acknowledged = version;

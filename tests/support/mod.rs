@@ -5,10 +5,12 @@
 
 mod ceph;
 mod ledger;
+mod netns;
 mod run;
 mod serve;
 
 pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Release, Store};
 pub(crate) use self::ledger::{Ledger, Worked};
+pub(crate) use self::netns::Netns;
 pub(crate) use self::run::{Ran, run, run_in};
 pub(crate) use self::serve::{Serve, program};

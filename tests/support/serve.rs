@@ -39,17 +39,29 @@ impl Ceph {
         self.serve_telling(args, None)
     }
 
+    /// The same, by way of another program, which must not stay.
+    #[track_caller]
+    pub(crate) fn serve_in(&self, prefix: &[&str], args: &[&str]) -> Serve {
+        self.start_serving(prefix, args, None)
+    }
+
     /// The same, with a filter (`RUST_LOG`) for what it says.
     #[track_caller]
     pub(crate) fn serve_telling(&self, args: &[&str], filter: Option<&str>) -> Serve {
+        self.start_serving(&[], args, filter)
+    }
+
+    #[track_caller]
+    fn start_serving(&self, prefix: &[&str], args: &[&str], filter: Option<&str>) -> Serve {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let socket = self.dir().join(format!("nbd{number}.sock"));
         let log = self.dir().join(format!("nbd{number}.log"));
         let output = File::create(&log).unwrap();
-        let child = Command::new(program())
-            .arg("serve")
-            .args(args)
+        let program = program();
+        let words = [prefix, &[program.as_str(), "serve"], args].concat();
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .arg("--socket")
             .arg(&socket)
             .env("CEPH_CONF", self.conf())
