@@ -1,5 +1,7 @@
 //! From the configuration to what the monitor client needs to log in.
 
+use std::path::PathBuf;
+
 use proto::cephx::{Entity, Key, Keyring, Login};
 use proto::mon;
 use proto::msgr::auth::method;
@@ -12,10 +14,8 @@ use crate::error::{Error, Kind, Result};
 pub(super) async fn mon_config(config: &Config) -> Result<mon::Config> {
     let invalid = |error| Error::new(Kind::Invalid, "configuration").with_source(error);
     let addrs = config.monitor_addrs().await.map_err(invalid)?;
-    let entity: Entity = config.name.parse().map_err(|error| {
-        Error::new(Kind::Invalid, format!("the name {}", config.name)).with_source(error)
-    })?;
-    let key = key(config, &entity)?;
+    let entity = entity(config)?;
+    let key = key(&config.key, config, &entity)?;
     Ok(mon::Config {
         addrs: addrs.into_iter().map(|addr| EntityAddr::msgr2(addr, 0)).collect(),
         login: Login {
@@ -31,12 +31,18 @@ pub(super) async fn mon_config(config: &Config) -> Result<mon::Config> {
     })
 }
 
+fn entity(config: &Config) -> Result<Entity> {
+    config.name.parse().map_err(|error| {
+        Error::new(Kind::Invalid, format!("the name {}", config.name)).with_source(error)
+    })
+}
+
 /// Our key. None is enough where the cluster may ask for none.
-fn key(config: &Config, entity: &Entity) -> Result<Option<Key>> {
+fn key(source: &KeySource, config: &Config, entity: &Entity) -> Result<Option<Key>> {
     let unreadable = |file: String, error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(Kind::Invalid, file).with_source(error)
     };
-    match &config.key {
+    match source {
         KeySource::Key { text, origin } => {
             let key = text.trim().parse::<Key>();
             key.map(Some).map_err(|error| unreadable(format!("key of {origin}"), error.into()))
@@ -70,6 +76,20 @@ fn key(config: &Config, entity: &Entity) -> Result<Option<Key>> {
             .with_hint("name one with --keyring, or a file with just the key with --keyfile"))
         }
     }
+}
+
+/// The key as it is now in the file that it came from, and that file; `None` if it came from none.
+pub(super) fn reread_key(config: &Config) -> Result<Option<(Key, PathBuf)>> {
+    let (path, source): (_, fn(PathBuf, String) -> KeySource) = match &config.key {
+        KeySource::Keyfile { path, .. } => (path, |path, text| KeySource::Keyfile { path, text }),
+        KeySource::Keyring { path, .. } => (path, |path, text| KeySource::Keyring { path, text }),
+        KeySource::Key { .. } | KeySource::Nothing { .. } => return Ok(None),
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::new(Kind::Invalid, path.display().to_string()).with_source(error)
+    })?;
+    let key = key(&source(path.clone(), text), config, &entity(config)?)?;
+    Ok(key.map(|key| (key, path.clone())))
 }
 
 /// This host's name, for the monitors' logs.

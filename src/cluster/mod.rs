@@ -157,8 +157,8 @@ impl Cluster {
             origin,
             surroundings,
         });
-        let cluster = Self(Arc::new(Handle { shared: Arc::clone(&shared), config }));
-        tokio::spawn(tasks::supervise(shared));
+        tokio::spawn(tasks::supervise(Arc::clone(&shared), config.clone()));
+        let cluster = Self(Arc::new(Handle { shared, config }));
         cluster.wait_for_map(Epoch(1)).await?;
         Ok(cluster)
     }

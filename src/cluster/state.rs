@@ -139,6 +139,8 @@ pub(crate) struct State {
     /// Why nothing works any more.
     pub(super) failed: Option<(Kind, String)>,
     closed: bool,
+    /// Our key was refused: there may be another one by now.
+    reread_key: bool,
     /// When a full map is asked for, after one that was of no use.
     map_again: Option<Instant>,
     /// When operations in flight are looked at for slow ones, and from which age on they are reported.
@@ -178,6 +180,7 @@ impl State {
             supervise: true,
             failed: None,
             closed: false,
+            reread_key: false,
             map_again: None,
             slow_check: None,
             watches: BTreeMap::new(),
@@ -312,6 +315,11 @@ impl State {
     /// Connections to make, each by a task of its own.
     pub(super) fn take_dials(&mut self) -> Vec<Dial> {
         std::mem::take(&mut self.dials)
+    }
+
+    /// Whether our key is to be read again, because it was refused.
+    pub(super) fn take_reread_key(&mut self) -> bool {
+        std::mem::take(&mut self.reread_key)
     }
 
     /// After any change: does what monitor client and table ask for, sends what can be sent, and hands results over.
@@ -465,6 +473,8 @@ impl State {
             MonEvent::Lost { addr, reason } => {
                 tracing::info!(%addr, reason, "lost the monitor; looking for another one");
             }
+            MonEvent::KeyRefused => self.reread_key = true,
+            MonEvent::TicketsRenewed => tracing::debug!("fresh tickets"),
             MonEvent::Refused(error) => tracing::error!(%error, "the monitors refuse us"),
             MonEvent::Failed(error) => {
                 let kind = match &error {

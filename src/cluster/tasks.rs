@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::Shared;
 use super::state::{Dial, LinkId};
+use super::{Shared, login};
+use crate::config::Config;
 use crate::net::{self, Lost, TryWrite};
 
 /// Does what the state asks for until the client is closed.
-pub(super) async fn supervise(shared: Arc<Shared>) {
+pub(super) async fn supervise(shared: Arc<Shared>, config: Config) {
     loop {
         let now = shared.now();
         shared.with(|state| state.handle_timeout(now));
+        if shared.lock().take_reread_key() {
+            reread_key(&shared, &config);
+        }
         let (dials, timeout, over) = {
             let mut state = shared.lock();
             (state.take_dials(), state.poll_timeout(), state.is_over())
@@ -31,6 +35,32 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
             biased;
             () = shared.changed.notified() => {}
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// The monitors refuse our key: perhaps an administrator has changed it, and put the new one where the old one was. The
+/// file is small, and read only then.
+fn reread_key(shared: &Shared, config: &Config) {
+    let name = &config.name;
+    match login::reread_key(config) {
+        Ok(Some((key, file))) => {
+            let (now, file) = (shared.now(), file.display());
+            if shared.with(|state| state.mon.set_key(now, key)) {
+                tracing::warn!(
+                    "the key of {name} was refused; {file} has a new one, logging in with that"
+                );
+            } else {
+                tracing::warn!(
+                    "the key of {name} is refused; {file} has no other one yet: it is read again at the next attempt"
+                );
+            }
+        }
+        Ok(None) => tracing::warn!(
+            "the key of {name} is refused, and is in no file that could have a new one"
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "the key of {name} is refused, and no other one is to be had")
         }
     }
 }

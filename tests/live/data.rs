@@ -5,20 +5,26 @@ use crate::{fio_verify, one_osd, random_file, run, sha256, three_osds};
 
 #[test]
 fn librbd_reads_what_was_written_through_nbd_memstore() {
-    librbd_reads_what_was_written_through_nbd(one_osd(), "written-by-us");
+    librbd_reads_what_was_written_through_nbd(one_osd(), "written-by-us", &["--size", "128M"]);
 }
 
 #[test]
 fn librbd_reads_what_was_written_through_nbd_bluestore() {
-    librbd_reads_what_was_written_through_nbd(three_osds(), "written-by-us");
+    librbd_reads_what_was_written_through_nbd(three_osds(), "written-by-us", &["--size", "128M"]);
 }
 
-fn librbd_reads_what_was_written_through_nbd(ceph: &Ceph, image: &str) {
-    ceph.rbd(&["create", "--size", "128M", "--image-feature", "layering", image]);
+/// `options` are `rbd create`'s, the size first.
+#[track_caller]
+pub(crate) fn librbd_reads_what_was_written_through_nbd(
+    ceph: &Ceph,
+    image: &str,
+    options: &[&str],
+) {
+    ceph.rbd(&[&["create", image, "--image-feature", "layering"], options].concat());
     let spec = format!("rbd/{image}");
     let serve = ceph.serve(&[&spec]);
     let uri = serve.uri(&spec);
-    fio_verify(ceph, 128, &["--ioengine=nbd", &format!("--uri={uri}")]);
+    fio_verify(ceph, megabytes(options), &["--ioengine=nbd", &format!("--uri={uri}")]);
     assert_same_for_librbd_and_nbd(ceph, image, &uri);
     let (code, said) = serve.terminate();
     assert_eq!(code, 0, "{said}");
@@ -26,22 +32,28 @@ fn librbd_reads_what_was_written_through_nbd(ceph: &Ceph, image: &str) {
 
 #[test]
 fn we_read_what_librbd_wrote_memstore() {
-    we_read_what_librbd_wrote(one_osd(), "written-by-librbd");
+    we_read_what_librbd_wrote(one_osd(), "written-by-librbd", &["--size", "128M"]);
 }
 
 #[test]
 fn we_read_what_librbd_wrote_bluestore() {
-    we_read_what_librbd_wrote(three_osds(), "written-by-librbd");
+    we_read_what_librbd_wrote(three_osds(), "written-by-librbd", &["--size", "128M"]);
 }
 
-fn we_read_what_librbd_wrote(ceph: &Ceph, image: &str) {
-    ceph.rbd(&["create", "--size", "128M", "--image-feature", "layering", image]);
+#[track_caller]
+pub(crate) fn we_read_what_librbd_wrote(ceph: &Ceph, image: &str, options: &[&str]) {
+    ceph.rbd(&[&["create", image, "--image-feature", "layering"], options].concat());
     let spec = format!("rbd/{image}");
     // Open before anything is written: nothing may be remembered that librbd changes.
     let serve = ceph.serve(&[&spec]);
     let name = format!("--rbdname={image}");
-    fio_verify(ceph, 128, &["--ioengine=rbd", "--clientname=admin", "--pool=rbd", &name]);
+    let librbd = ["--ioengine=rbd", "--clientname=admin", "--pool=rbd", &name];
+    fio_verify(ceph, megabytes(options), &librbd);
     assert_same_for_librbd_and_nbd(ceph, image, &serve.uri(&spec));
+}
+
+fn megabytes(options: &[&str]) -> u32 {
+    options[1].strip_suffix('M').unwrap().parse().unwrap()
 }
 
 /// Three judges: a checksum of `rbd export`, one of what `nbdcopy` reads, and `qemu-img compare` of both sides.
@@ -55,7 +67,7 @@ pub(crate) fn assert_same_for_librbd_and_nbd(ceph: &Ceph, image: &str, uri: &str
     std::fs::remove_file(theirs).unwrap();
     std::fs::remove_file(ours).unwrap();
     let rbd = format!("rbd:rbd/{image}:conf={}", ceph.conf().display());
-    let compared = run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &rbd, uri]).ok();
+    let compared = ceph.run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &rbd, uri]).ok();
     assert!(compared.contains("identical"), "{image}: {compared}");
 }
 

@@ -57,7 +57,8 @@ impl Login {
         let kind = key.as_ref().map_or("cephx", |key| key.kind().name());
         AuthError::Refused(format!(
             "the monitors refuse {entity} and its {kind} key ({}): the key is wrong or out of date, or there is no \
-             {entity}, or it has no mon caps, or the cluster does not allow {kind} keys",
+             {entity}, or it has no mon caps, or the cluster does not allow {kind} keys (`ceph mon dump` lists \
+             auth_allowed_ciphers)",
             errno(result)
         ))
     }

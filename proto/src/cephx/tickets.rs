@@ -44,6 +44,8 @@ pub struct Tickets {
     services: BTreeMap<EntityType, Held>,
     /// Refused by a service before their time.
     refused: BTreeSet<EntityType>,
+    /// What was due when a renewal was refused is due again then.
+    postponed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Tickets {
             auth: None,
             services: BTreeMap::new(),
             refused: BTreeSet::new(),
+            postponed: None,
         }
     }
 
@@ -88,6 +91,18 @@ impl Tickets {
     /// Who logs in, and how.
     pub fn login(&self) -> &Login {
         &self.login
+    }
+
+    /// From now on another key proves who we are. What was put off because the last one was refused is due at once.
+    pub fn set_login(&mut self, login: Arc<Login>, now: Instant) {
+        self.login = login;
+        if let Some(postponed) = self.postponed.take() {
+            for held in self.auth.iter_mut().chain(self.services.values_mut()) {
+                if held.renew_after == Some(postponed) {
+                    held.renew_after = Some(now);
+                }
+            }
+        }
     }
 
     /// The ticket for a kind of service.
@@ -224,6 +239,7 @@ impl Tickets {
     /// Puts off what is due, because a renewal has been asked for or refused.
     pub fn postpone(&mut self, until: Instant) {
         self.refused.clear();
+        self.postponed = Some(until);
         for held in self.auth.iter_mut().chain(self.services.values_mut()) {
             if held.due(until) {
                 held.renew_after = Some(until);

@@ -85,6 +85,9 @@ pub enum Event {
     /// The monitors refuse us although they have known us before: somebody should hear of it. The client goes on
     /// trying, and what it has goes on working while tickets last.
     Refused(AuthError),
+    /// Our key was refused although the monitors have known us before: if there is another one by now, it is for
+    /// [`Mon::set_key`]. Told anew whenever it is refused again.
+    KeyRefused,
     /// The first login has failed. This is the end.
     Failed(ConnectError),
 }

@@ -32,7 +32,7 @@ use bytes::Bytes;
 pub use event::{Action, Config, ConnId, ConnectError, Event, Loss};
 pub use request::Request;
 
-use crate::cephx::{LoggedIn, Tickets};
+use crate::cephx::{Key, KeyType, LoggedIn, Tickets};
 use crate::denc::{DecodeError, decode};
 use crate::monmap::MonMap;
 use crate::msg::kind;
@@ -157,6 +157,28 @@ impl Mon {
     /// There is no ticket for it.
     pub fn authorizer(&mut self, service: EntityType) -> Result<Box<dyn ClientAuth>, AuthError> {
         self.tickets.authorizer(service, self.config.service_modes.clone(), &mut *self.entropy)
+    }
+
+    /// Our key is another one from now on. `false` if it is the one that we have. Whatever waits because the last one
+    /// was refused is tried again at once.
+    pub fn set_key(&mut self, now: Instant, key: Key) -> bool {
+        if self.config.login.key.as_ref() == Some(&key) {
+            return false;
+        }
+        self.config.login.key = Some(key);
+        self.tickets.set_login(Arc::new(self.config.login.clone()), now);
+        match &mut self.state {
+            State::Hunting(hunt) => {
+                for conn in std::mem::take(&mut hunt.dialling).into_keys() {
+                    self.actions.push_back(Action::Close(conn));
+                }
+                self.start_round(now);
+            }
+            State::Resting { .. } => self.start_round(now),
+            State::Connected(_) => self.renew(now),
+            State::Failed => {}
+        }
+        true
     }
 
     /// A service has refused an [`Mon::authorizer`]: tickets for it are fetched anew. [`Event::TicketsRenewed`] says
@@ -334,7 +356,10 @@ impl Mon {
                     Loss::Connection(reason) => reason,
                     Loss::Auth(error @ (AuthError::Refused(_) | AuthError::Incompatible(_))) => {
                         let reason = error.to_string();
-                        hunt.refused = Some(error);
+                        let told = hunt.refused.replace(error).is_some();
+                        if self.logged_in_once && !told {
+                            self.actions.push_back(Action::Event(Event::KeyRefused));
+                        }
                         reason
                     }
                     Loss::Auth(error) => error.to_string(),
@@ -351,6 +376,30 @@ impl Mon {
             }
             _ => {}
         }
+    }
+
+    /// The monitors don't say why they refuse a key, but their map may.
+    fn explained(&self, error: AuthError) -> AuthError {
+        let auth = self.map.as_ref().and_then(|map| map.auth.as_ref());
+        let (AuthError::Refused(_), Some(auth), Some(key)) = (&error, auth, &self.config.login.key)
+        else {
+            return error;
+        };
+        let ours = key.kind();
+        if auth.allowed_ciphers.contains(&ours.code().into()) {
+            return error;
+        }
+        let name = |code: &u32| match u16::try_from(*code).ok().and_then(KeyType::from_code) {
+            Some(kind) => kind.name().to_owned(),
+            None => format!("type {code}"),
+        };
+        let allowed: Vec<_> = auth.allowed_ciphers.iter().map(name).collect();
+        AuthError::Refused(format!(
+            "the cluster does not allow {} keys any more, only {}: {} needs a new key",
+            ours.name(),
+            allowed.join(", "),
+            self.config.login.entity
+        ))
     }
 
     /// The session is gone: hunts anew.
@@ -421,6 +470,7 @@ impl Mon {
             _ if !self.logged_in_once => return self.fail(ConnectError::Refused(error)),
             refusals => {
                 if refusals == 2 {
+                    let error = self.explained(error);
                     self.actions.push_back(Action::Event(Event::Refused(error)));
                 }
                 self.hunt = (self.hunt * 3 / 2).min(HUNT_MAX);
@@ -564,7 +614,8 @@ impl Mon {
             Ok(()) => Event::TicketsRenewed,
             Err(error) => {
                 self.tickets.postpone(now + RENEW_AGAIN);
-                Event::Refused(error)
+                self.actions.push_back(Action::Event(Event::KeyRefused));
+                Event::Refused(self.explained(error))
             }
         };
         self.actions.push_back(Action::Event(event));

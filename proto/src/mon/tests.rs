@@ -389,6 +389,87 @@ fn a_refusal_later_on_is_told_once_and_borne() {
     assert_eq!(lab.mon.global_id(), 4100);
 }
 
+/// Another key for `client.a`, which the monitors know at once.
+fn change_key(lab: &Lab, kind: KeyType) -> Key {
+    let key = Key::generate(kind, UTime::default(), &mut Seeded(77));
+    let keys = &mut lab.keys.lock().unwrap().keyring;
+    keys.entries.get_mut(&Entity::client("a")).unwrap().key = key.clone();
+    key
+}
+
+#[test]
+fn a_changed_key_is_taken_up_at_once() {
+    let mut lab = Lab::new(2);
+    let (conn, _) = lab.connect(0);
+    let old = lab.mon.config.login.key.clone().unwrap();
+    let new = change_key(&lab, KeyType::Aes256k);
+    lab.lose(1, conn);
+    for conn in lab.dialled() {
+        lab.answer(1, conn);
+    }
+    let told = |lab: &Lab| lab.events.iter().filter(|e| **e == Event::KeyRefused).count();
+    assert_eq!(told(&lab), 1, "once for each round");
+    assert!(!lab.mon.set_key(at(1), old));
+    assert!(lab.dialled.is_empty(), "the old one was not worth another attempt");
+    assert!(lab.mon.set_key(at(1), new));
+    lab.drain();
+    lab.connect(1);
+    assert_eq!(lab.mon.global_id(), 4100, "we are who we were");
+}
+
+#[test]
+fn a_changed_key_renews_what_the_old_one_could_not() {
+    let policy = Policy { auth_ttl: Duration::from_secs(40), ..Policy::default() };
+    let mut lab = Lab::with(1, policy, KeyType::Aes);
+    let (conn, session) = lab.connect(0);
+    lab.sent.clear();
+    let new = change_key(&lab, KeyType::Aes);
+    let renew = |lab: &mut Lab, seconds| {
+        let Some((_, Request::Auth(auth))) = lab.sent.pop() else { panic!("nothing is renewed") };
+        let (result, payload) = session.renew(&auth.payload);
+        let (protocol, global_id, status) = (2, 4100, String::new());
+        lab.say(seconds, conn, &AuthReply { protocol, result, global_id, payload, status });
+        result
+    };
+    assert_eq!(lab.sleep_s(100), 30);
+    assert_eq!(renew(&mut lab, 30), -13);
+    assert!(lab.events.contains(&Event::KeyRefused));
+    assert!(lab.mon.set_key(at(31), new));
+    lab.drain();
+    assert_eq!(renew(&mut lab, 31), 0);
+    assert_eq!(lab.events.last(), Some(&Event::TicketsRenewed));
+    assert!(lab.mon.poll_timeout() > Some(at(60)));
+}
+
+#[test]
+fn a_key_of_a_type_that_is_no_longer_allowed_is_called_that() {
+    let mut lab = Lab::new(1);
+    let (conn, _) = lab.connect(0);
+    let allowed = |allowed_ciphers| MonMap {
+        auth: Some(monmap::AuthPolicy {
+            epoch: Epoch(1),
+            service_cipher: 2,
+            allowed_ciphers,
+            preferred_cipher: 2,
+        }),
+        ..map(1, &[1])
+    };
+    let said = |lab: &mut Lab, conn| {
+        change_key(lab, KeyType::Aes);
+        lab.lose(0, conn);
+        lab.answer(0, lab.dialled()[0]);
+        lab.sleep_s(2);
+        lab.answer(2, lab.dialled()[0]);
+        let Some(Event::Refused(error)) = lab.events.last() else { panic!("{:?}", lab.events) };
+        error.to_string()
+    };
+    lab.mon.new_map(at(0), allowed(vec![2]));
+    assert_eq!(
+        said(&mut lab, conn),
+        "the cluster does not allow aes keys any more, only aes256k: client.a needs a new key"
+    );
+}
+
 #[test]
 fn a_new_map_moves_us_to_where_the_monitors_are() {
     let mut lab = Lab::new(1);
