@@ -14,6 +14,7 @@ mod load;
 mod lock;
 mod matrix;
 mod ops;
+mod placement;
 mod space;
 mod telemetry;
 mod tools;

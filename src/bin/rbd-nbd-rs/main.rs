@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod info;
 mod list;
+mod osd_map;
 mod output;
 mod progress;
 mod remove;
@@ -52,6 +53,8 @@ enum Verb {
     Status(status::Status),
     Bench(bench::Bench),
     Serve(serve::Serve),
+    #[command(name = "osd-map")]
+    OsdMap(osd_map::OsdMapOf),
 }
 
 fn main() -> ExitCode {
@@ -133,6 +136,7 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Status(status) => status.run(&cluster).await,
             Verb::Bench(bench) => bench.run(&cluster).await,
             Verb::Serve(serve) => serve.run(&cluster).await,
+            Verb::OsdMap(osd_map) => osd_map.run(&cluster).await,
         }
     })
 }

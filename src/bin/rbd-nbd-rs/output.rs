@@ -31,7 +31,7 @@ enum Kinds {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Tree {
     Text(String),
-    Number(u64),
+    Number(i128),
     Truth(bool),
     /// Named values, in order.
     Object(Vec<(&'static str, Self)>),
@@ -63,7 +63,7 @@ impl From<String> for Tree {
 
 impl From<u64> for Tree {
     fn from(number: u64) -> Self {
-        Self::Number(number)
+        Self::Number(number.into())
     }
 }
 
