@@ -9,7 +9,7 @@ use crate::full;
 use crate::load::under_load;
 use crate::support::{Auth, Ceph, Options, Release, Serve, Store};
 
-/// Tickets for services are good for seconds, the monitors' own for some more; everybody looks after theirs each second.
+/// Tickets for services are good for seconds, the monitors' own for some more; everybody looks after theirs often.
 const SHORT_LIVED: &str = "auth service ticket ttl = 6
 auth mon ticket ttl = 12
 mon client ping interval = 1

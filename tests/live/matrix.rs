@@ -43,5 +43,6 @@ fn row(release: Release, mode: Mode) {
 
 /// Prints even where the test program swallows what tests print.
 fn say(text: &str) {
-    writeln!(std::io::stdout(), "{text}").unwrap();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").unwrap();
 }
