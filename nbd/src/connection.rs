@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::device::{Completion, Device, Errno, Outcome, Queue, Request};
-use crate::exports::Exports;
+use crate::exports::{Export, Exports};
 use crate::limits;
 use crate::negotiate::{Agreed, Negotiation, Step, Violation};
 use crate::replies::{Replies, refusal};
@@ -89,6 +89,26 @@ pub(crate) async fn serve(
     }
 }
 
+/// Serves the kernel, which was told everything that the handshake is for, until it leaves or the server shuts down.
+///
+/// What is not begun then is left unanswered, not refused: the kernel asks again whoever serves it next.
+pub(crate) async fn serve_kernel(
+    stream: impl Stream,
+    export: Export,
+    counters: &Counters,
+    phase: watch::Receiver<Phase>,
+) -> Result<(), ConnectionError> {
+    let agreed = Agreed { export, structured: false, extents: false };
+    counters.connections.fetch_add(1, Ordering::Relaxed);
+    let mut ending = phase.clone();
+    let mut transmission = Transmission::new(stream, agreed, BytesMut::new(), counters);
+    transmission.asked_again = true;
+    tokio::select! {
+        end = transmission.run(phase) => end,
+        _ = ending.wait_for(|phase| *phase == Phase::Ended) => Ok(()),
+    }
+}
+
 /// `None` if the client left without choosing an export. What follows the handshake stays in `input`.
 async fn shake_hands(
     stream: &mut impl Stream,
@@ -145,6 +165,8 @@ struct Transmission<'a, S> {
     replies: Replies,
     /// The server shuts down: so many requests were in flight then.
     draining: Option<usize>,
+    /// What is left unanswered is asked again, of whoever serves the client next.
+    asked_again: bool,
 }
 
 /// What is to be read next.
@@ -175,6 +197,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
             completions: Vec::with_capacity(64),
             replies: Replies::default(),
             draining: None,
+            asked_again: false,
         }
     }
 
@@ -189,7 +212,9 @@ impl<'a, S: Stream> Transmission<'a, S> {
         .await;
         // A socket that failed has nothing to wait for.
         end?;
-        let _ = timeout(limits::LINGER, self.linger()).await;
+        if !self.asked_again {
+            let _ = timeout(limits::LINGER, self.linger()).await;
+        }
         match std::mem::replace(&mut self.reading, Reading::Request) {
             Reading::Nothing(reason) => reason,
             _ => Ok(()),
@@ -447,7 +472,6 @@ impl<S> Drop for Transmission<'_, S> {
 mod tests {
     use super::*;
     use crate::device::Geometry;
-    use crate::exports::Export;
     use crate::memory::MemoryDevice;
 
     /// What a connection ended with, when its client says `words` with pauses of `pause` seconds between them.

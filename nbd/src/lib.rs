@@ -25,9 +25,19 @@ pub mod client;
 mod connection;
 pub mod device;
 mod exports;
+#[cfg(target_os = "linux")]
+pub mod fuse;
+#[cfg(target_os = "linux")]
+mod ioctl;
+#[cfg(target_os = "linux")]
+pub mod kernel;
 pub mod limits;
+#[cfg(target_os = "linux")]
+pub mod loop_device;
 pub mod memory;
 mod negotiate;
+#[cfg(target_os = "linux")]
+mod node;
 mod replies;
 mod request;
 mod server;

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{self, ConnectionError, Counters, Phase, Stream};
 use crate::device::{Device, Errno, Op, Request};
-use crate::exports::Exports;
+use crate::exports::{Export, Exports};
 use crate::limits;
 
 /// Serves exports on any number of sockets. Runs on the tokio runtime it is used in; a current-thread one is best for
@@ -34,6 +34,8 @@ pub struct Server {
 struct Shared {
     counters: Counters,
     open: AtomicUsize,
+    /// A connection is open no more.
+    left: Notify,
 }
 
 impl Server {
@@ -78,6 +80,25 @@ impl Server {
             Ok(stream)
         }));
         Ok(bound)
+    }
+
+    /// Serves the default export to the kernel's client on the other end of `stream`. There is no handshake: the
+    /// kernel was told what the export is like when it was given its end. Must be called in a tokio runtime.
+    pub fn adopt(&self, stream: UnixStream) {
+        if let Some(export) = self.exports.iter().next() {
+            self.acceptor().adopt(stream, export.clone());
+        }
+    }
+
+    /// Returns when no connection is open.
+    pub async fn idle(&self) {
+        loop {
+            let left = self.shared.left.notified();
+            if self.shared.open.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            left.await;
+        }
     }
 
     fn acceptor(&self) -> Acceptor {
@@ -189,12 +210,27 @@ impl Acceptor {
     }
 }
 
+impl Acceptor {
+    fn adopt(&self, stream: UnixStream, export: Export) {
+        let open = Open(self.shared.clone());
+        open.0.open.fetch_add(1, Ordering::Relaxed);
+        let phase = self.phase.clone();
+        tokio::spawn(async move {
+            match connection::serve_kernel(stream, export, &open.0.counters, phase).await {
+                Ok(()) => tracing::debug!("the kernel has disconnected"),
+                Err(error) => tracing::warn!(%error, "a connection of the kernel's"),
+            }
+        });
+    }
+}
+
 /// Counts as an open connection while it lives.
 struct Open(Arc<Shared>);
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.left.notify_waiters();
     }
 }
 

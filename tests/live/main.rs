@@ -12,6 +12,7 @@ mod images;
 mod keys;
 mod load;
 mod lock;
+mod map;
 mod matrix;
 mod ops;
 mod placement;

@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod info;
 mod list;
+mod map;
 mod osd_map;
 mod output;
 mod progress;
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Verb(Verb),
+    #[command(flatten)]
+    Map(map::Verb),
     Demo(demo::Demo),
 }
 
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         // It asks a process, not a cluster.
         Command::Verb(Verb::Status(status)) if status.asks_daemon() => status.ask_daemon(),
         Command::Verb(verb) => run(verb, &ceph),
+        Command::Map(verb) => map::run(verb, &ceph),
         // It brings its own cluster.
         Command::Demo(demo) => demo.run(),
     };

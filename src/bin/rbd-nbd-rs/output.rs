@@ -80,11 +80,7 @@ impl Format {
         tree: impl FnOnce() -> Tree,
         plain: impl FnOnce() -> String,
     ) -> Result<()> {
-        if self.pretty_format && self.is_plain() {
-            let what = "--pretty-format only works when --format is json or xml";
-            return Err(Error::new(Kind::Invalid, what));
-        }
-        print(&self.render(name, tree, plain))
+        print(&self.render(name, tree, plain)?)
     }
 
     /// Prints JSON that comes from elsewhere.
@@ -101,21 +97,26 @@ impl Format {
         }
     }
 
-    fn render(
+    /// What [`Format::print`] prints.
+    pub(crate) fn render(
         self,
         name: &'static str,
         tree: impl FnOnce() -> Tree,
         plain: impl FnOnce() -> String,
-    ) -> String {
+    ) -> Result<String> {
+        if self.pretty_format && self.is_plain() {
+            let what = "--pretty-format only works when --format is json or xml";
+            return Err(Error::new(Kind::Invalid, what));
+        }
         let mut out = String::new();
         let indent = |width| Indent { width: if self.pretty_format { width } else { 0 }, depth: 0 };
         match self.format {
-            Kinds::Plain => return plain(),
+            Kinds::Plain => return Ok(plain()),
             Kinds::Json => json(&tree(), indent(4), &mut out),
             Kinds::Xml => xml(name, &tree(), indent(1), &mut out),
         }
         out.push('\n');
-        out
+        Ok(out)
     }
 }
 
@@ -312,7 +313,7 @@ mod tests {
     }
 
     fn render(format: Kinds, pretty_format: bool) -> String {
-        Format { format, pretty_format }.render("image", tree, || unreachable!())
+        Format { format, pretty_format }.render("image", tree, || unreachable!()).unwrap()
     }
 
     /// The layouts are those of `rbd` 16.2.15.

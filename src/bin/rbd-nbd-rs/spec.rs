@@ -1,5 +1,7 @@
 //! Which image is meant: `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`, or the same by options, or mixed.
 
+use std::fmt;
+
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin;
@@ -111,6 +113,29 @@ impl SnapArgs {
         let mut spec = Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?;
         spec.snap = spec.snap.take().or_else(|| self.snap.clone());
         Ok(spec)
+    }
+
+    /// The spec alone, as it was given.
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.spec.as_deref()
+    }
+
+    /// Whether no image is named at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.spec.is_none() && self.image.is_none()
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, namespace, image, snap } = self;
+        for part in [pool.as_deref().unwrap_or_default(), namespace] {
+            if !part.is_empty() {
+                write!(f, "{part}/")?;
+            }
+        }
+        f.write_str(image)?;
+        snap.as_ref().map_or(Ok(()), |snap| write!(f, "@{snap}"))
     }
 }
 

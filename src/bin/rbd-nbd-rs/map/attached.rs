@@ -1,0 +1,390 @@
+//! A block device of this host that serves an image: made, resized and ended, whichever way it is made.
+
+use std::fs::File;
+use std::future::pending;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ceph_native::attach::ImageDevice;
+use ceph_native::error::{Error, Kind, Result};
+use nbd::device::{Device, Geometry};
+use nbd::fuse::{self, FileSystem};
+use nbd::kernel::{Connect, Netlink, sysfs};
+use nbd::loop_device::{self, LoopDevice};
+use nbd::{Export, Exports, Server};
+use tokio::task::JoinHandle;
+
+use super::state::{DeviceType, failed};
+
+/// The longest request that the kernel is to make, in bytes: an object of the usual size.
+const LONGEST_REQUEST: u32 = 4 << 20;
+
+/// How long requests in flight may take when the device is left to somebody else. What is not done by then, the kernel
+/// asks again.
+const DETACH: Duration = Duration::from_millis(200);
+
+/// How often and for how long new sockets are offered to a device whose old ones the kernel has not missed yet.
+const OFFER_PAUSE: Duration = Duration::from_millis(20);
+const OFFER: Duration = Duration::from_secs(20);
+
+/// How a device is to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) device_type: DeviceType,
+    /// The device to take; any free one if there is none named.
+    pub(crate) device: Option<PathBuf>,
+    pub(crate) cookie: String,
+    /// What it is shown as being of.
+    pub(crate) spec: String,
+    pub(crate) block_size: u32,
+    pub(crate) trim: bool,
+    pub(crate) connections: usize,
+    pub(crate) io_timeout: Option<Duration>,
+    pub(crate) reattach_timeout: Duration,
+}
+
+/// A device that is there.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    Nbd(Nbd),
+    Fuse(Fuse),
+}
+
+impl Attached {
+    /// Makes a device.
+    pub(crate) async fn new(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        match wanted.device_type {
+            DeviceType::Nbd => Nbd::connect(wanted, image).map(Self::Nbd),
+            DeviceType::Fuse => Fuse::attach(wanted, image).await.map(Self::Fuse),
+        }
+    }
+
+    /// Takes over a device that waits for somebody to serve it.
+    pub(crate) async fn take_over(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        match wanted.device_type {
+            DeviceType::Nbd => Nbd::take_over(wanted, image).await.map(Self::Nbd),
+            DeviceType::Fuse => Err(Error::new(
+                Kind::Unsupported,
+                "a device over FUSE ends with the process that serves it: unmap it, and map the image again",
+            )),
+        }
+    }
+
+    /// Its node.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Nbd(nbd) => &nbd.path,
+            Self::Fuse(fuse) => &fuse.path,
+        }
+    }
+
+    /// Takes over the image's size.
+    pub(crate) async fn resize(&self, size: u64) -> Result<()> {
+        match self {
+            Self::Nbd(nbd) => nbd.resize(size).await,
+            Self::Fuse(fuse) => fuse.resize().await,
+        }
+    }
+
+    /// Returns when somebody else has ended the device, or nobody serves it any more.
+    pub(crate) async fn ended(&mut self) -> Result<()> {
+        match self {
+            Self::Nbd(nbd) => nbd.ended().await,
+            Self::Fuse(fuse) => fuse.ended().await,
+        }
+    }
+
+    /// Ends the device. What is in flight fails.
+    pub(crate) async fn end(self) -> Result<()> {
+        match self {
+            Self::Nbd(nbd) => nbd.disconnect(),
+            Self::Fuse(fuse) => fuse.detach().await,
+        }
+    }
+
+    /// Leaves the device to somebody else, or gives it back if there cannot be anybody else.
+    pub(crate) async fn leave(self) -> std::result::Result<(), (Self, Error)> {
+        match self {
+            Self::Nbd(nbd) => {
+                nbd.server.shutdown(DETACH).await;
+                Ok(())
+            }
+            Self::Fuse(fuse) => {
+                let what = "a device over FUSE cannot be served by anybody else";
+                Err((Self::Fuse(fuse), Error::new(Kind::Unsupported, what)))
+            }
+        }
+    }
+}
+
+/// A device of the kernel's NBD client.
+pub(crate) struct Nbd {
+    path: PathBuf,
+    index: u32,
+    cookie: String,
+    connections: usize,
+    server: Server,
+}
+
+impl std::fmt::Debug for Nbd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nbd").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Nbd {
+    fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        let mut netlink = netlink()?;
+        let index = wanted.device.as_deref().map(nbd_index).transpose()?;
+        let geometry = image.geometry();
+        let server = server(wanted, image)?;
+        let kernel = sockets(&server, wanted.connections)?;
+        let connect = Connect {
+            index,
+            geometry: Geometry { coherent_queues: wanted.connections > 1, ..geometry },
+            block_size: wanted.block_size,
+            trim: wanted.trim,
+            io_timeout: wanted.io_timeout,
+            dead_timeout: wanted.reattach_timeout,
+            cookie: &wanted.cookie,
+        };
+        // The kernel notes which thread connects it, and shows that as the device's process: it has to be this one.
+        let fds: Vec<_> = kernel.iter().map(AsFd::as_fd).collect();
+        let index = netlink.connect(&connect, &fds).map_err(|error| {
+            match (error.raw_os_error(), &wanted.device) {
+                (Some(16), Some(device)) => {
+                    Error::new(Kind::Busy, format!("{} is in use", device.display()))
+                }
+                _ => failed("the kernel does not connect a device", error),
+            }
+        })?;
+        let path = nbd::kernel::node(index).map_err(|error| {
+            let _ = netlink.disconnect(index);
+            failed(format!("/dev/nbd{index}"), error)
+        })?;
+        sysfs::tune(&path, LONGEST_REQUEST);
+        let (cookie, connections) = (wanted.cookie.clone(), wanted.connections);
+        Ok(Self { path, index, cookie, connections, server })
+    }
+
+    async fn take_over(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        let Some(path) = wanted.device.clone() else {
+            return Err(Error::new(Kind::Invalid, "must specify device to attach"));
+        };
+        let index = nbd_index(&path)?;
+        let size = image.geometry().size;
+        let (cookie, connections) = (wanted.cookie.clone(), wanted.connections);
+        let nbd = Self { path, index, cookie, connections, server: server(wanted, image)? };
+        nbd.offer().await?;
+        if sysfs::size(&nbd.path) != Some(size) {
+            nbd.resize(size).await?;
+        }
+        Ok(nbd)
+    }
+
+    /// Offers the kernel sockets in place of those that it has lost.
+    async fn offer(&self) -> Result<()> {
+        let mut netlink = netlink()?;
+        let deadline = tokio::time::Instant::now() + OFFER;
+        loop {
+            let kernel = sockets(&self.server, self.connections)?;
+            let fds: Vec<_> = kernel.iter().map(AsFd::as_fd).collect();
+            match netlink.reconnect(self.index, &self.cookie, &fds) {
+                Ok(()) => return Ok(()),
+                // It has not noticed yet that the old ones are dead.
+                Err(error)
+                    if error.raw_os_error() == Some(28)
+                        && tokio::time::Instant::now() < deadline => {}
+                Err(error) => {
+                    let what = format!("{} cannot be taken over", self.path.display());
+                    return Err(failed(what, error));
+                }
+            }
+            tokio::time::sleep(OFFER_PAUSE).await;
+        }
+    }
+
+    async fn resize(&self, size: u64) -> Result<()> {
+        let what = || format!("{} cannot be resized", self.path.display());
+        netlink()?.resize(self.index, &self.cookie, size).map_err(|error| failed(what(), error))?;
+        // It reads the partition table, which we serve.
+        let path = self.path.clone();
+        blocking(move || sysfs::reread_partitions(&path))
+            .await
+            .map_err(|error| failed(what(), error))
+    }
+
+    async fn ended(&self) -> Result<()> {
+        loop {
+            self.server.idle().await;
+            if !netlink()?.is_connected(self.index).unwrap_or(false) {
+                return Ok(());
+            }
+            // The kernel gave up a connection that took too long, but not the device.
+            tracing::warn!(device = %self.path.display(), "the kernel has lost its connections: here are new ones");
+            self.offer().await?;
+        }
+    }
+
+    fn disconnect(self) -> Result<()> {
+        netlink()?
+            .disconnect(self.index)
+            .map_err(|error| failed(format!("{} cannot be ended", self.path.display()), error))
+    }
+}
+
+/// A loop device over a file that FUSE serves.
+#[derive(Debug)]
+pub(crate) struct Fuse {
+    path: PathBuf,
+    device: Arc<LoopDevice>,
+    /// Our own descriptor of it, to ask for its size.
+    file: Arc<File>,
+    file_system: FileSystem,
+    server: JoinHandle<io::Result<()>>,
+}
+
+impl Fuse {
+    async fn attach(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        let number = wanted.device.as_deref().map(loop_number).transpose()?;
+        let read_only = image.geometry().read_only;
+        let options = loop_device::Options {
+            number,
+            block_size: wanted.block_size,
+            read_only,
+            partitions: true,
+            name: format!("rbd:{}", wanted.spec),
+        };
+        let (file_system, kernel) = FileSystem::new(&format!("rbd:{}", wanted.spec))
+            .map_err(|error| failed("no file system by FUSE", error))?;
+        let server = tokio::spawn(fuse::serve(kernel, Arc::new(image)));
+        let attaching = blocking(move || {
+            let file = file_system.open(read_only)?;
+            let device = LoopDevice::attach(file.as_fd(), &options)?;
+            Ok((file_system, file, device))
+        });
+        let (file_system, file, device) = match attaching.await {
+            Ok(attached) => attached,
+            Err(error) => {
+                server.abort();
+                return Err(match (error.raw_os_error(), &wanted.device) {
+                    (Some(16), Some(device)) => {
+                        Error::new(Kind::Busy, format!("{} is in use", device.display()))
+                    }
+                    _ => failed("no loop device", error),
+                });
+            }
+        };
+        let path = device.path();
+        sysfs::tune(&path, LONGEST_REQUEST);
+        let (device, file) = (Arc::new(device), Arc::new(file));
+        Ok(Self { path, device, file, file_system, server })
+    }
+
+    async fn resize(&self) -> Result<()> {
+        let (file, device) = (Arc::clone(&self.file), Arc::clone(&self.device));
+        let path = self.path.clone();
+        // Asking for the attributes has the kernel take them over, and the device takes its size from there.
+        blocking(move || {
+            file.metadata()?;
+            device.update_size()?;
+            sysfs::reread_partitions(&path)
+        })
+        .await
+        .map_err(|error| failed(format!("{} cannot be resized", self.path.display()), error))
+    }
+
+    async fn ended(&mut self) -> Result<()> {
+        match (&mut self.server).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed("FUSE", error)),
+            // It was aborted, or panicked, which was reported.
+            Err(_) => pending().await,
+        }
+    }
+
+    async fn detach(self) -> Result<()> {
+        let Self { path, device, file, file_system, server } = self;
+        let detached = blocking(move || {
+            let detached = device.detach();
+            // With these the file goes.
+            drop((file, file_system));
+            detached
+        });
+        let detached = detached.await;
+        // Whoever still has the device open gets errors from now on.
+        server.abort();
+        detached.map_err(|error| failed(format!("{} cannot be ended", path.display()), error))
+    }
+}
+
+/// Which ways there are on this host: the better one first.
+pub(crate) fn choose() -> Result<DeviceType> {
+    if sysfs::has_nbd() || load_nbd() {
+        return Ok(DeviceType::Nbd);
+    }
+    if fuse::is_available() && loop_device::is_available() {
+        return Ok(DeviceType::Fuse);
+    }
+    Err(Error::new(Kind::Unsupported, "this kernel has neither nbd nor FUSE with loop devices")
+        .with_hint("`modprobe nbd` loads the module where the kernel comes with it"))
+}
+
+/// Loads the kernel's NBD client, where there is one to load.
+fn load_nbd() -> bool {
+    let mut modprobe = std::process::Command::new("modprobe");
+    let loaded = modprobe.arg("nbd").stderr(std::process::Stdio::null()).status();
+    loaded.is_ok_and(|status| status.success()) && sysfs::has_nbd()
+}
+
+fn netlink() -> Result<Netlink> {
+    Netlink::open().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::new(Kind::Unsupported, "this kernel has no nbd")
+            .with_hint("`modprobe nbd` loads the module where the kernel comes with it"),
+        _ => failed("the kernel's NBD client", error),
+    })
+}
+
+fn server(wanted: &Wanted, image: ImageDevice) -> Result<Server> {
+    let exports = Exports::new(vec![Export::new(wanted.spec.as_str(), image)]);
+    let exports = exports
+        .map_err(|error| Error::new(Kind::Invalid, wanted.spec.as_str()).with_source(error))?;
+    Ok(Server::new(exports))
+}
+
+/// Pairs of sockets, of which the server has one end each. These are the others.
+fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
+    let pairs = (0..count.max(1)).map(|_| {
+        let (ours, kernel) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        server.adopt(tokio::net::UnixStream::from_std(ours)?);
+        Ok(kernel)
+    });
+    pairs.collect::<io::Result<_>>().map_err(|error| failed("sockets for the kernel", error))
+}
+
+fn nbd_index(device: &Path) -> Result<u32> {
+    sysfs::index(device).filter(|_| device.starts_with("/dev")).ok_or_else(|| {
+        let what = format!("invalid device path: {} (expected /dev/nbd{{num}})", device.display());
+        Error::new(Kind::Invalid, what)
+    })
+}
+
+fn loop_number(device: &Path) -> Result<u32> {
+    let number = device.to_str().and_then(|path| path.strip_prefix("/dev/loop")?.parse().ok());
+    number.ok_or_else(|| {
+        let what = format!("invalid device path: {} (expected /dev/loop{{num}})", device.display());
+        Error::new(Kind::Invalid, what)
+    })
+}
+
+/// Does what blocks on another thread: it may need what this one serves.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

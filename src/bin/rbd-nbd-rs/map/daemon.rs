@@ -1,0 +1,303 @@
+//! The process that serves a mapping, from the image's opening until the device ends or is left to somebody else.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ceph_native::attach::ImageDevice;
+use ceph_native::cluster::Cluster;
+use ceph_native::error::{Error, Kind, Result};
+use ceph_native::image::{Image, OpenOptions, Version};
+use nbd::kernel::sysfs;
+use proto::types::SnapId;
+use rustix::mm::MlockAllFlags;
+use rustix::process::configure_io_flusher_behavior;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::attached::{Attached, Wanted, blocking};
+use super::control::{self, Asked, Command};
+use super::state::{self, Held, Mapping, failed};
+use super::{Options, users};
+use crate::spec::Spec;
+
+/// How often the image's size is compared with the device's.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How much the log may grow to, in bytes.
+const LOG_BYTES: u64 = 1 << 20;
+
+/// For how long a device may be open elsewhere when it is to be ended: udev looks into it after every change.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long an answer takes to go out.
+const ANSWER: Duration = Duration::from_millis(20);
+
+/// How long closing the image may take: the cluster may not be there any more.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// What a daemon is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Daemon {
+    pub(crate) options: Options,
+    pub(crate) spec: Spec,
+    pub(crate) wanted: Wanted,
+    /// A device that is there waits for it.
+    pub(crate) takes_over: bool,
+    /// What to write into the state.
+    pub(crate) mapping: Mapping,
+}
+
+impl Daemon {
+    /// Makes the device, reports it by `ready`, and serves it until it ends.
+    pub(crate) async fn run(
+        self,
+        cluster: &Cluster,
+        ready: impl FnOnce(&Mapping) -> io::Result<()>,
+    ) -> Result<()> {
+        let image = self.open(cluster).await?;
+        let result = self.serve(&image, ready).await;
+        // So that nobody takes it for being in use until the cluster misses us.
+        let _ = tokio::time::timeout(CLOSE, image.close()).await;
+        result
+    }
+
+    async fn open(&self, cluster: &Cluster) -> Result<Image> {
+        let pool = self.spec.open_pool(cluster).await?;
+        let version = match (&self.spec.snap, self.options.snap_id) {
+            (Some(snap), _) => Version::Snapshot(snap.clone()),
+            (None, Some(id)) => Version::SnapshotId(SnapId(id)),
+            (None, None) => Version::Head,
+        };
+        let Options { read_only, exclusive, .. } = self.options;
+        let options = OpenOptions { read_only, version, exclusive };
+        Image::open(&pool, &self.spec.image, &options).await
+    }
+
+    async fn serve(
+        self,
+        image: &Image,
+        ready: impl FnOnce(&Mapping) -> io::Result<()>,
+    ) -> Result<()> {
+        let Self { options, wanted, mut mapping, takes_over, .. } = self;
+        let held = Held::take(&wanted.cookie)?;
+        image.pool().name().clone_into(&mut mapping.pool);
+        mapping.read_only = image.is_read_only();
+        let device = ImageDevice::new(image.clone());
+        let made = match takes_over {
+            true => Attached::take_over(&wanted, device).await,
+            false => Attached::new(&wanted, device).await,
+        };
+        let attached = match made {
+            Ok(attached) => attached,
+            Err(error) => {
+                // A device that is still there waits for somebody else.
+                if !takes_over {
+                    held.remove();
+                }
+                return Err(error);
+            }
+        };
+        attached.path().clone_into(&mut mapping.device);
+        mapping.pid = std::process::id();
+        let prepared = held.write(&mapping).and_then(|()| {
+            let commands = control::serve(&held.control());
+            let commands = commands.map_err(|error| failed("the control socket", error))?;
+            ready(&mapping).map_err(|error| failed("whoever asked for the device", error))?;
+            if !options.foreground {
+                retire(&held).map_err(|error| failed("the background", error))?;
+            }
+            Ok(commands)
+        });
+        let commands = match prepared {
+            Ok(commands) => commands,
+            Err(error) => {
+                let _ = attached.end().await;
+                held.remove();
+                return Err(error);
+            }
+        };
+        tracing::info!(device = %mapping.device.display(), image = image.spec(), "mapped");
+        watch(image, attached, held, commands).await
+    }
+}
+
+/// Keeps this process from being in the way of the memory and the storage that it serves: it may use the last reserves
+/// of memory and never waits for pages to be written, is not swapped out, and is killed last.
+pub(crate) fn protect() {
+    if let Err(error) = configure_io_flusher_behavior(true) {
+        tracing::info!(%error, "PR_SET_IO_FLUSHER");
+    }
+    // What is there now, as a whole; what comes later, as it is touched: threads' stacks are large and mostly empty.
+    let later = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    let locked =
+        rustix::mm::mlockall(MlockAllFlags::CURRENT).and_then(|()| rustix::mm::mlockall(later));
+    if let Err(error) = locked {
+        tracing::info!(%error, "memory cannot be locked");
+    }
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::info!(%error, "the OOM killer may choose this process");
+    }
+}
+
+/// Lets go of the terminal, the folder and the files of whoever asked for the device. What is said goes to the log.
+fn retire(held: &Held) -> io::Result<()> {
+    let log = File::options().create(true).append(true).open(held.log())?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    std::env::set_current_dir("/")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&log)?;
+    Ok(())
+}
+
+/// Serves the device until it ends.
+async fn watch(
+    image: &Image,
+    mut attached: Attached,
+    held: Held,
+    mut commands: tokio::sync::mpsc::Receiver<Asked>,
+) -> Result<()> {
+    let (mut terminate, mut interrupt) =
+        (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    let mut size = image.size();
+    let mut look = tokio::time::interval(LOOK);
+    let ended = loop {
+        let asked = tokio::select! {
+            ended = attached.ended() => break ended,
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            Some(asked) = commands.recv() => Some(asked),
+            _ = look.tick() => {
+                bound_log(&held);
+                if image.size() != size {
+                    size = image.size();
+                    if let Err(error) = attached.resize(size).await {
+                        tracing::error!(%error, "the image has a new size");
+                    }
+                }
+                continue;
+            }
+        };
+        let Some((command, answer)) = asked else {
+            // A signal is sent by who cannot be told that the device is in use. Then it had better wait for somebody
+            // else than lose what is not written yet.
+            match flush_unused(attached.path()).await {
+                Ok(()) => break attached.end().await,
+                Err(error) => tracing::warn!(%error, "asked to end by a signal"),
+            }
+            match attached.leave().await {
+                Ok(()) => return Ok(()),
+                Err((back, error)) => {
+                    tracing::error!(%error, "the signal is ignored");
+                    attached = back;
+                }
+            }
+            continue;
+        };
+        let allowed = match command {
+            Command::Unmap => flush_unused(attached.path()).await,
+            Command::Force => Ok(()),
+            Command::Detach => match attached.leave().await {
+                Ok(()) => {
+                    tracing::info!("left the device to whoever attaches it next");
+                    tell(answer, Ok(())).await;
+                    // The state stays: it is what `attach` finds.
+                    return Ok(());
+                }
+                Err((back, error)) => {
+                    attached = back;
+                    Err(error)
+                }
+            },
+        };
+        if let Err(error) = allowed {
+            tell(answer, Err(error)).await;
+            continue;
+        }
+        let ended = attached.end().await;
+        held.remove();
+        let told = match &ended {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Error::new(error.kind(), error.to_string())),
+        };
+        tell(answer, told).await;
+        return ended;
+    };
+    held.remove();
+    ended
+}
+
+/// Answers, and gives the answer the time to go out: this process may be about to end.
+async fn tell(answer: tokio::sync::oneshot::Sender<Result<()>>, result: Result<()>) {
+    let _ = answer.send(result);
+    tokio::time::sleep(ANSWER).await;
+}
+
+/// Writes out what is cached of a device that nobody uses, or says who does.
+async fn flush_unused(device: &std::path::Path) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let device: PathBuf = device.to_owned();
+    loop {
+        let looked_at = device.clone();
+        let users = blocking(move || Ok(users::of(&looked_at, 0))).await.unwrap_or_default();
+        if users.is_empty() {
+            break;
+        }
+        // What is mounted stays so, and what is open may be closed soon.
+        let lasting = users.iter().any(|user| !user.starts_with("open"));
+        if lasting || std::time::Instant::now() >= deadline {
+            let what = format!("{} is in use: {}", device.display(), users.join(", "));
+            return Err(Error::new(Kind::Busy, what));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let flushed = device.clone();
+    blocking(move || File::options().read(true).open(flushed)?.sync_all())
+        .await
+        .map_err(|error| failed(format!("{} cannot be flushed", device.display()), error))
+}
+
+fn bound_log(held: &Held) {
+    let log = held.log();
+    if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_BYTES) {
+        let _ = File::options().write(true).open(log).and_then(|file| file.set_len(0));
+    }
+}
+
+fn catch(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
+    signal(kind).map_err(|error| Error::new(Kind::Os(5), "signals").with_source(error))
+}
+
+/// The cookie that the kernel has of a device, which has to be that of whoever takes it over.
+pub(crate) fn check_cookie(device: &std::path::Path, cookie: &str) -> Result<()> {
+    match sysfs::cookie(device) {
+        Some(its) if its != cookie => Err(Error::new(Kind::Invalid, "cookie mismatch")),
+        _ => Ok(()),
+    }
+}
+
+/// The state of a mapping, as far as it is known before it is made.
+pub(crate) fn mapping(options: &Options, spec: &Spec, wanted: &Wanted) -> Mapping {
+    let variables = ["CEPH_CONF", "CEPH_ARGS", "CEPH_KEYRING"];
+    Mapping {
+        cookie: wanted.cookie.clone(),
+        device_type: wanted.device_type,
+        device: wanted.device.clone().unwrap_or_default(),
+        pool: spec.pool.clone().unwrap_or_default(),
+        namespace: spec.namespace.clone(),
+        image: spec.image.clone(),
+        snap: spec.snap.clone().unwrap_or_default(),
+        snap_id: options.snap_id,
+        read_only: options.read_only,
+        pid: std::process::id(),
+        boot: state::boot(),
+        client: None,
+        arguments: Vec::new(),
+        directory: std::env::current_dir().unwrap_or_default(),
+        environment: variables
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+            .collect(),
+    }
+}

@@ -1,0 +1,438 @@
+//! `map` and its kin: images as block devices of this host, each served by a process of its own.
+
+mod attached;
+mod control;
+mod daemon;
+mod list;
+mod state;
+mod unmap;
+mod users;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ceph_native::cluster::Cluster;
+use ceph_native::config::{self, Config};
+use ceph_native::error::{Error, Kind, Result};
+use clap::Subcommand;
+use nbd::kernel::sysfs;
+
+use self::attached::Wanted;
+use self::daemon::Daemon;
+use self::state::{DeviceType, Found, failed};
+use crate::output::print;
+use crate::spec::{SnapArgs, Spec};
+
+/// What the processes that serve are called, so that `ps -C rbd-nbd` and Ceph's own `rbd` find them.
+const PROCESS: &str = "rbd-nbd";
+
+/// Set for a process that serves in the background: its standard output is what it reports to.
+const CHILD: &str = "RBD_NBD_RS_CHILD";
+
+/// Connections per device, at most, unless asked otherwise: one per processor lets those of the kernel work side by
+/// side, and more than a few gain nothing with one thread on this side.
+const CONNECTIONS: usize = 4;
+const CONNECTIONS_MOST: usize = 64;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Verb {
+    Map(Map),
+    Attach(Attach),
+    Unmap(unmap::Unmap),
+    Detach(unmap::Detach),
+    Upgrade(Upgrade),
+    #[command(visible_alias = "showmapped")]
+    ListMapped(list::ListMapped),
+}
+
+/// Makes an image a block device of this host, and prints the device.
+///
+/// The device is served by a process in the background, one per device. It takes root.
+#[derive(clap::Args, Clone, Debug)]
+#[command(
+    args_override_self = true,
+    after_help = "Examples:
+  rbd-nbd-rs map rbd/disk
+  mkfs.ext4 /dev/nbd0; mount /dev/nbd0 /mnt
+  rbd-nbd-rs map rbd/disk@monday --read-only --show-cookie
+  rbd-nbd-rs unmap rbd/disk"
+)]
+pub(crate) struct Map {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Takes over a device whose process is gone.
+///
+/// The device has waited meanwhile (for --reattach-timeout); requests in flight are carried out as if nothing had been.
+#[derive(clap::Args, Clone, Debug)]
+#[command(args_override_self = true)]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    options: Options,
+    /// Take over every device that waits.
+    #[arg(long)]
+    all: bool,
+    /// Don't insist on the cookie.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Replaces the processes that serve devices by this program, one after the other.
+///
+/// Each device waits for the fraction of a second that it takes. Devices over FUSE cannot be handed over.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Upgrade {
+    /// Devices, or what is mapped there.
+    #[arg(value_name = "DEVICE|SPEC", required_unless_present = "all")]
+    targets: Vec<String>,
+    /// All of them.
+    #[arg(long)]
+    all: bool,
+}
+
+/// How an image is mapped: `rbd-nbd`'s options, and some more.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    image: SnapArgs,
+    /// The device to use: /dev/nbd{num}, or /dev/loop{num} over FUSE.
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+    /// What makes the block device [default: nbd where the kernel has it, else fuse].
+    #[arg(long, value_name = "TYPE")]
+    device_type: Option<DeviceType>,
+    /// Refuse writes.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Take the exclusive lock at once, and keep it whoever asks.
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// The snapshot, by number.
+    #[arg(long, value_name = "ID")]
+    pub(crate) snap_id: Option<u64>,
+    /// Don't pass on discards.
+    #[arg(long)]
+    notrim: bool,
+    /// Give up a connection on which a request takes longer; 0 waits for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, alias = "timeout")]
+    io_timeout: u64,
+    /// How long the device waits for its process to come back before requests fail.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    reattach_timeout: u64,
+    /// Ignored: netlink is what there is.
+    #[arg(long, hide = true)]
+    try_netlink: bool,
+    /// Ignored: devices are made as they are needed.
+    #[arg(long = "nbds_max", value_name = "COUNT", hide = true)]
+    nbds_max: Option<u32>,
+    /// Ignored: partitions are made as they are found.
+    #[arg(long = "max_part", value_name = "COUNT", hide = true)]
+    max_part: Option<u8>,
+    /// Connections of the kernel to the process that serves the device.
+    #[arg(long, value_name = "COUNT")]
+    num_connections: Option<usize>,
+    /// The logical block size, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    block_size: u32,
+    /// Not built yet.
+    #[arg(long, hide = true)]
+    quiesce: bool,
+    /// Not built yet.
+    #[arg(long, value_name = "PATH", hide = true)]
+    quiesce_hook: Option<PathBuf>,
+    /// What the device is known by, to be named when it is taken over [default: a random UUID].
+    #[arg(long)]
+    cookie: Option<String>,
+    /// Print the cookie, too.
+    #[arg(long)]
+    show_cookie: bool,
+    /// Not built yet.
+    #[arg(long, value_name = "FORMAT", hide = true)]
+    encryption_format: Vec<String>,
+    /// Not built yet.
+    #[arg(long, value_name = "PATH", hide = true)]
+    encryption_passphrase_file: Vec<PathBuf>,
+    /// Serve the device in this process, in the foreground.
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+}
+
+/// Carries out a verb. Only those that serve a device speak to the cluster.
+pub(crate) fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
+    match verb {
+        Verb::Map(map) => map_or_attach(map.options, false, ceph),
+        Verb::Attach(attach) if attach.all => attach_all(),
+        Verb::Attach(attach) => attach.run(ceph),
+        Verb::Unmap(unmap) => unmap.run(),
+        Verb::Detach(detach) => detach.run(),
+        Verb::Upgrade(upgrade) => upgrade.run(),
+        Verb::ListMapped(list) => list.run(),
+    }
+}
+
+fn map_or_attach(options: Options, takes_over: bool, ceph: &config::Args) -> Result<()> {
+    options.check()?;
+    let config = Config::load(ceph, &config::Process)
+        .map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
+    let mut spec = options.image.spec()?;
+    if spec.image.is_empty() {
+        return Err(Error::new(Kind::Invalid, "image name was not specified"));
+    }
+    if spec.snap.is_some() && options.snap_id.is_some() {
+        return Err(Error::new(Kind::Invalid, "a snapshot is named both by name and by number"));
+    }
+    spec.pool.get_or_insert_with(|| config.rbd.pool.clone());
+    insist_on_root()?;
+    let is_child = std::env::var_os(CHILD).is_some();
+    match options.foreground || is_child {
+        true => serve(options, spec, takes_over, config, is_child),
+        false => start(&words(&spec), None, &BTreeMap::new()).and_then(|device| print(&device)),
+    }
+}
+
+/// Starts a process that serves in the background, and waits until its device is ready. Returns what it reports.
+fn start(
+    words: &[String],
+    directory: Option<&Path>,
+    environment: &BTreeMap<String, String>,
+) -> Result<String> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(PROCESS).args(words).env(CHILD, "1").envs(environment);
+    if let Some(directory) = directory.filter(|directory| directory.is_dir()) {
+        command.current_dir(directory);
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed("the process that is to serve the device", error))?;
+    let mut report = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        // It ends with the child's report, or with the child.
+        let _ = stdout.read_to_string(&mut report);
+    }
+    if !report.is_empty() {
+        return Ok(report);
+    }
+    let status = child.wait().map_err(|error| failed("the process", error))?;
+    match (status.code(), status.signal()) {
+        // It has said what was wrong, on the standard error that it has from us.
+        (Some(code), _) => std::process::exit(code.max(1)),
+        (None, signal) => {
+            let what =
+                format!("the process that was to serve the device died by signal {signal:?}");
+            Err(Error::new(Kind::Os(5), what))
+        }
+    }
+}
+
+/// The command line of this process for one that serves, with the image spelled out so that `ps` shows it.
+fn words(spec: &Spec) -> Vec<String> {
+    let mut words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let full = spec.to_string();
+    let named = [spec.image.as_str(), full.as_str()];
+    let short = |word: &&mut String| {
+        let path = word.split('@').next().unwrap_or_default();
+        named.contains(&path) || full.ends_with(&format!("/{word}"))
+    };
+    if let Some(word) = words.iter_mut().skip(1).find(short) {
+        *word = full;
+    }
+    words
+}
+
+fn serve(
+    options: Options,
+    spec: Spec,
+    takes_over: bool,
+    config: Config,
+    is_child: bool,
+) -> Result<()> {
+    if is_child {
+        let _ = rustix::process::setsid();
+    }
+    let _ = rustix::thread::set_name(c"rbd-nbd");
+    let wanted = options.wanted(&spec)?;
+    if takes_over && let Some(device) = &wanted.device {
+        daemon::check_cookie(device, &wanted.cookie)?;
+    }
+    let mut mapping = daemon::mapping(&options, &spec, &wanted);
+    mapping.arguments = std::env::args().skip(1).collect();
+    let show_cookie = options.show_cookie;
+    let daemon = Daemon { options, spec, wanted, takes_over, mapping };
+    daemon::protect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .map_err(|error| failed("cannot start", error))?;
+    let done = runtime.block_on(async {
+        let cluster = Cluster::connect(config).await?;
+        daemon
+            .run(&cluster, |mapping| {
+                let device = mapping.device.display();
+                let report = match show_cookie {
+                    true => format!("{device} {}\n", mapping.cookie),
+                    false => format!("{device}\n"),
+                };
+                let mut out = io::stdout().lock();
+                out.write_all(report.as_bytes()).and_then(|()| out.flush())
+            })
+            .await
+    });
+    // Nothing that still blocks keeps the process.
+    runtime.shutdown_background();
+    done
+}
+
+/// Takes over every device that waits; fails if one could not be.
+fn attach_all() -> Result<()> {
+    let mut failures = Vec::new();
+    for found in Found::all().iter().filter(|found| is_waiting(found)) {
+        match attach_again(found) {
+            Ok(device) => print(&device)?,
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    match failures.as_slice() {
+        [] => Ok(()),
+        failures => Err(Error::new(Kind::Os(5), failures.join("; "))),
+    }
+}
+
+/// Whether the kernel keeps a device for whoever serves it next.
+fn is_waiting(found: &Found) -> bool {
+    let mapping = &found.mapping;
+    !found.alive
+        && mapping.device_type == DeviceType::Nbd
+        && mapping.is_of_this_boot()
+        && sysfs::pid(&mapping.device).is_some()
+        && sysfs::cookie(&mapping.device).is_none_or(|cookie| cookie == mapping.cookie)
+}
+
+/// Starts a process for a device, with the command line of the one before.
+fn attach_again(found: &Found) -> Result<String> {
+    let mapping = &found.mapping;
+    let verbs = ["map", "attach"];
+    let mut words: Vec<_> = mapping.arguments.clone();
+    match words.iter_mut().find(|word| verbs.contains(&word.as_str())) {
+        Some(verb) => "attach".clone_into(verb),
+        None => words.insert(0, "attach".to_owned()),
+    }
+    let device = mapping.device.to_string_lossy();
+    let named = [("--device", &*device), ("--cookie", &*mapping.cookie)];
+    words.extend(named.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]));
+    start(&words, Some(&mapping.directory), &mapping.environment)
+}
+
+impl Attach {
+    fn run(self, ceph: &config::Args) -> Result<()> {
+        let Self { options, force, .. } = self;
+        if options.image.is_empty() {
+            // What it was is in the state.
+            let is_meant = |found: &&Found| {
+                let mapping = &found.mapping;
+                let device = options.device.as_ref().is_none_or(|device| *device == mapping.device);
+                device && options.cookie.as_ref().is_none_or(|cookie| *cookie == mapping.cookie)
+            };
+            let all = Found::all();
+            return match all.iter().filter(is_meant).collect::<Vec<_>>().as_slice() {
+                [found] if found.alive => {
+                    let what = format!("{} is served already", found.mapping.device.display());
+                    Err(Error::new(Kind::Busy, what))
+                }
+                [found] => print(&attach_again(found)?),
+                _ => Err(Error::new(Kind::Invalid, "must specify the image to attach")),
+            };
+        }
+        if options.device.is_none() {
+            return Err(Error::new(Kind::Invalid, "must specify device to attach"));
+        }
+        if options.cookie.is_none() && !force {
+            return Err(Error::new(Kind::Invalid, "must specify cookie to attach"));
+        }
+        map_or_attach(options, true, ceph)
+    }
+}
+
+impl Upgrade {
+    fn run(&self) -> Result<()> {
+        insist_on_root()?;
+        let all: Vec<_> = Found::all().into_iter().filter(|found| found.alive).collect();
+        let mut meant = Vec::new();
+        for target in &self.targets {
+            let known = all.iter().find(|found| unmap::is_named(&found.mapping, target));
+            meant.push(known.ok_or_else(|| unmap::not_mapped(target))?);
+        }
+        if self.all {
+            meant = all.iter().filter(|it| it.mapping.device_type == DeviceType::Nbd).collect();
+        }
+        for found in meant {
+            unmap::leave(found)?;
+            print(&attach_again(found)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    /// Refuses what is not built.
+    fn check(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
+        if !self.encryption_format.is_empty() || !self.encryption_passphrase_file.is_empty() {
+            return refuse("encrypted images are not built yet");
+        }
+        if self.quiesce || self.quiesce_hook.is_some() {
+            return refuse("--quiesce is not built yet");
+        }
+        if !self.block_size.is_power_of_two() || !(512..=4096).contains(&self.block_size) {
+            return Err(Error::new(Kind::Invalid, "--block-size is 512, 1024, 2048 or 4096"));
+        }
+        if self.num_connections.is_some_and(|count| !(1..=CONNECTIONS_MOST).contains(&count)) {
+            let what = format!("--num-connections is 1 to {CONNECTIONS_MOST}");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, spec: &Spec) -> Result<Wanted> {
+        let is_loop = |device: &PathBuf| device.starts_with("/dev") && is_called(device, "loop");
+        let device_type = match (self.device_type, &self.device) {
+            (Some(device_type), _) => device_type,
+            // A device that is named says what makes it.
+            (None, Some(device)) if is_loop(device) => DeviceType::Fuse,
+            (None, Some(device)) if is_called(device, "nbd") => DeviceType::Nbd,
+            (None, _) => attached::choose()?,
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Wanted {
+            device_type,
+            device: self.device.clone(),
+            cookie: self.cookie.clone().map_or_else(state::random_cookie, Ok)?,
+            spec: spec.to_string(),
+            block_size: self.block_size,
+            trim: !self.notrim,
+            connections: self.num_connections.unwrap_or_else(|| processors.min(CONNECTIONS)),
+            io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|limit| !limit.is_zero()),
+            reattach_timeout: Duration::from_secs(self.reattach_timeout),
+        })
+    }
+}
+
+fn is_called(device: &Path, kind: &str) -> bool {
+    device.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(kind))
+}
+
+fn insist_on_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let what = "block devices are made by root (CAP_SYS_ADMIN and CAP_NET_ADMIN)";
+    Err(Error::new(Kind::PermissionDenied, what))
+}

@@ -1,0 +1,330 @@
+//! `map` on this host, whose kernel has FUSE and loop devices: a real block device with real file systems on it. What
+//! takes the kernel's NBD client is tested in a guest (`tests/guest`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::support::{Ceph, Options, Ran, program, run, run_in};
+use crate::{full, one_osd, sha256};
+
+/// An image that is mapped over FUSE, and the state of this test's mappings. Nothing of it outlives this.
+struct Mapped<'a> {
+    ceph: &'a Ceph,
+    state: PathBuf,
+    device: String,
+    mount: PathBuf,
+}
+
+impl<'a> Mapped<'a> {
+    #[track_caller]
+    fn new(ceph: &'a Ceph, image: &str, options: &[&str]) -> Self {
+        let state = ceph.dir().join(format!("state-{}", image.replace(['/', '@'], "-")));
+        let mount = state.with_extension("mnt");
+        fs::create_dir_all(&mount).unwrap();
+        let mut mapped = Self { ceph, state, device: String::new(), mount };
+        let args = [&["map", image, "--device-type", "fuse"], options].concat();
+        mapped.device = mapped.run(&args).ok().trim().to_owned();
+        mapped
+    }
+
+    /// Runs our program with this test's state. The configuration is named on the command line, so that the reaper of
+    /// the cluster knows the processes that stay in the background.
+    fn run(&self, args: &[&str]) -> Ran {
+        let conf = self.ceph.conf();
+        let args = [args, &["-c", conf.to_str().unwrap()]].concat();
+        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &self.state)], 120)
+    }
+
+    fn pid(&self) -> u32 {
+        let list = self.run(&["list-mapped", "--format", "json"]).json();
+        list[0]["id"].as_u64().unwrap_or_else(|| panic!("{list}")) as u32
+    }
+
+    fn size(&self) -> u64 {
+        run("blockdev", &["--getsize64", &self.device]).ok().trim().parse().unwrap()
+    }
+
+    fn mount(&self) -> &Path {
+        run("mount", &[&self.device, self.mount.to_str().unwrap()]).ok();
+        &self.mount
+    }
+
+    fn umount(&self) {
+        run("umount", &[self.mount.to_str().unwrap()]).ok();
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        let _ = run("umount", &["-l", self.mount.to_str().unwrap()]);
+        let _ = self.run(&["unmap", "--force", &self.device]);
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < Duration::from_secs(60), "never: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn create(ceph: &Ceph, image: &str, size: &str) {
+    ceph.rbd(&["create", "--size", size, "--image-feature", "layering", image]);
+}
+
+/// The bytes that an image takes, as librbd counts them.
+fn used(ceph: &Ceph, image: &str) -> u64 {
+    let du = ceph.run("rbd", &["du", "--format", "json", image]).json();
+    du["images"][0]["used_size"].as_u64().unwrap()
+}
+
+#[test]
+fn a_file_system_lives_on_a_mapped_image() {
+    let ceph = one_osd();
+    let kinds = if full() { &["ext4", "xfs", "btrfs"][..] } else { &["ext4"] };
+    for kind in kinds {
+        let image = format!("rbd/on-{kind}");
+        create(ceph, &image, "512M");
+        let mapped = Mapped::new(ceph, &image, &[]);
+        let force = if *kind == "ext4" { "-F" } else { "-f" };
+        run(&format!("mkfs.{kind}"), &["-q", force, &mapped.device]).ok();
+        let folder = mapped.mount();
+        let directory = format!("--directory={}", folder.display());
+        let fio = [
+            "--name=verify",
+            &directory,
+            "--size=32M",
+            "--rw=randwrite",
+            "--bsrange=512-64k",
+            "--iodepth=16",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--do_verify=1",
+            "--numjobs=2",
+            "--end_fsync=1",
+        ];
+        run("fio", &fio).ok();
+
+        // In use, it is not ended, and whoever asks is told by whom it is.
+        let refused = mapped.run(&["unmap", &image]);
+        assert_eq!(refused.code, 16);
+        assert!(refused.refused().contains(&format!("mounted on {}", folder.display())));
+
+        // What is deleted is given back to the cluster.
+        let before = used(ceph, &image);
+        for job in 0..2 {
+            fs::remove_file(folder.join(format!("verify.{job}.0"))).unwrap();
+        }
+        // Blocks are free when the journal says so.
+        run("sync", &["-f", folder.to_str().unwrap()]).ok();
+        run("fstrim", &[folder.to_str().unwrap()]).ok();
+        let after = used(ceph, &image);
+        assert!(after + (48 << 20) < before, "{kind}: fstrim left {after} of {before} bytes");
+
+        // librbd reads the bytes that were written through the device.
+        let file = folder.join("random");
+        crate::random_file(&file, 8 << 20);
+        run("sync", &["-f", file.to_str().unwrap()]).ok();
+        let wrote = sha256(&file);
+        mapped.umount();
+        let device = sha256(Path::new(&mapped.device));
+        mapped.run(&["unmap", &image]).ok();
+        let export = ceph.dir().join("export");
+        ceph.rbd(&["export", "--no-progress", &image, export.to_str().unwrap()]);
+        assert_eq!(sha256(&export), device, "{kind}: what librbd reads");
+
+        // And it is all there when it is mapped again.
+        let mapped = Mapped::new(ceph, &image, &["--read-only"]);
+        run("mount", &["-o", "ro", &mapped.device, mapped.mount.to_str().unwrap()]).ok();
+        assert_eq!(sha256(&mapped.mount.join("random")), wrote, "{kind}: after mapping it again");
+        mapped.umount();
+        let write =
+            run("dd", &["if=/dev/zero", &format!("of={}", mapped.device), "bs=4k", "count=1"]);
+        assert_ne!(write.code, 0, "a read-only device takes writes");
+    }
+}
+
+#[test]
+fn a_device_is_as_large_as_its_image() {
+    let ceph = one_osd();
+    create(ceph, "rbd/grows", "64M");
+    let mapped = Mapped::new(ceph, "rbd/grows", &["--block-size", "4096"]);
+    assert_eq!(mapped.size(), 64 << 20);
+    let block = run("blockdev", &["--getss", &mapped.device]).ok();
+    assert_eq!(block.trim(), "4096");
+    run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
+    mapped.mount();
+    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "256M"]);
+    eventually("the device grows", || mapped.size() == 256 << 20);
+    // Growing what is mounted takes a capability that containers rarely have.
+    mapped.umount();
+    run("fsck.ext4", &["-f", "-p", &mapped.device]).ok();
+    run("resize2fs", &[&mapped.device]).ok();
+    fs::write(mapped.mount().join("file"), vec![7; 100 << 20]).unwrap();
+    mapped.umount();
+    run("fsck.ext4", &["-f", "-n", &mapped.device]).ok();
+    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "32M", "--allow-shrink"]);
+    eventually("the device shrinks", || mapped.size() == 32 << 20);
+}
+
+#[test]
+fn what_is_mapped_is_listed_as_rbd_nbd_lists_it() {
+    let ceph = one_osd();
+    create(ceph, "rbd/listed", "64M");
+    ceph.rbd(&["snap", "create", "--no-progress", "listed@s"]);
+    let mapped = Mapped::new(ceph, "rbd/listed@s", &["--cookie", "abc de"]);
+    let (pid, device) = (mapped.pid(), &mapped.device);
+    let list = |args: &[&str]| mapped.run(&[&["list-mapped"], args].concat()).ok();
+    let id = "id".to_owned() + &" ".repeat(pid.to_string().len() - 2);
+    assert_eq!(
+        list(&[]),
+        format!(
+            "{id}  pool  namespace  image   snap  device{}  cookie\n{pid}  rbd              listed  s     {device}  \
+             abc de\n",
+            " ".repeat(device.len() - 6)
+        )
+    );
+    assert_eq!(
+        list(&["--format", "json"]),
+        format!(
+            "[{{\"id\":{pid},\"pool\":\"rbd\",\"namespace\":\"\",\"image\":\"listed\",\"snap\":\"s\",\
+             \"device\":\"{device}\",\"cookie\":\"abc de\"}}]"
+        )
+    );
+    assert_eq!(
+        list(&["--format", "xml"]),
+        format!(
+            "<devices><device><id>{pid}</id><pool>rbd</pool><namespace></namespace><image>listed</image>\
+             <snap>s</snap><device>{device}</device><cookie>abc de</cookie></device></devices>"
+        )
+    );
+    // As `ps` shows it, and as `rbd` looks for it.
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(command.starts_with("rbd-nbd\0map\0rbd/listed@s\0"), "{command:?}");
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "rbd-nbd\n");
+
+    for (args, code) in [
+        (&["map", "rbd/nothing"][..], 2),
+        (&["map", "rbd/listed", "--cookie", "abc de"], 16),
+        (&["map", "rbd/listed", "--device", "/dev/sda"], 22),
+        (&["map", "rbd/listed", "--device", device.as_str()], 16),
+        (&["map", "rbd/listed", "--encryption-format", "luks"], 95),
+        (&["map", "rbd/listed@s", "--snap-id", "4"], 22),
+        (&["unmap", "rbd/listed"], 22),
+        (&["attach", "rbd/listed@s", "--cookie", "abc de"], 22),
+        (&["detach", "rbd/listed@s"], 95),
+    ] {
+        let fuse = ["--device-type", "fuse"];
+        let args = if args[0] == "map" { [args, &fuse].concat() } else { args.to_vec() };
+        let ran = mapped.run(&args);
+        assert_eq!(ran.code, code, "{ran}");
+        assert_eq!(ran.out, b"", "{ran}");
+        ran.refused();
+    }
+    mapped.run(&["unmap", "--cookie", "abc de"]).ok();
+    assert_eq!((list(&[]), list(&["--format", "json"])), (String::new(), "[]".to_owned()));
+    assert_eq!(list(&["--format", "xml"]), "<devices></devices>");
+    let process = format!("/proc/{pid}");
+    eventually("the process is gone", || !Path::new(&process).exists());
+    assert_eq!(fs::read_dir(&mapped.state).unwrap().count(), 0, "state is left");
+}
+
+/// What FUSE does not allow is to go on: the kernel keeps nothing for a process that is gone.
+#[test]
+fn a_device_whose_process_is_killed_fails_and_is_cleared_away() {
+    let ceph = one_osd();
+    create(ceph, "rbd/killed", "64M");
+    let mapped = Mapped::new(ceph, "rbd/killed", &[]);
+    run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
+    let file = mapped.mount().join("file");
+    fs::write(&file, "written").unwrap();
+    run("sync", &["-f", file.to_str().unwrap()]).ok();
+    run("kill", &["-KILL", &mapped.pid().to_string()]).ok();
+
+    let direct =
+        ["if=/dev/zero", &format!("of={}/new", mapped.mount.display()), "count=1", "oflag=direct"]
+            .map(str::to_owned);
+    let direct: Vec<_> = direct.iter().map(String::as_str).collect();
+    assert_ne!(run("dd", &direct).code, 0, "writes to a dead device");
+    assert_eq!(mapped.run(&["list-mapped"]).ok(), "");
+    let all = mapped.run(&["list-mapped", "--all", "--format", "json"]).json();
+    assert_eq!((&all[0]["id"], &all[0]["image"]), (&0.into(), &"killed".into()), "{all}");
+    assert_eq!(mapped.run(&["unmap", "rbd/killed"]).code, 16);
+    run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
+    mapped.run(&["unmap", "rbd/killed", "--force"]).ok();
+    assert_eq!(mapped.run(&["list-mapped", "--all"]).ok(), "");
+
+    let mapped = Mapped::new(ceph, "rbd/killed", &[]);
+    mapped.mount();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "written");
+    mapped.umount();
+}
+
+#[test]
+fn many_maps_at_once_get_devices_of_their_own() {
+    let ceph = one_osd();
+    let names: Vec<_> = (0..10).map(|i| format!("rbd/many{i}")).collect();
+    names.iter().for_each(|name| create(ceph, name, "8M"));
+    let rounds = if full() { 10 } else { 1 };
+    for _ in 0..rounds {
+        let mapped = Mutex::new(Vec::new());
+        let all = &mapped;
+        std::thread::scope(|scope| {
+            for name in &names {
+                scope.spawn(move || {
+                    let one = Mapped::new(ceph, name, &[]);
+                    all.lock().unwrap().push((one, name));
+                });
+            }
+        });
+        let mapped = mapped.into_inner().unwrap();
+        let mut devices: Vec<_> = mapped.iter().map(|(mapped, _)| mapped.device.clone()).collect();
+        devices.sort();
+        devices.dedup();
+        assert_eq!(devices.len(), 10, "{devices:?}");
+        std::thread::scope(|scope| {
+            for (mapped, name) in &mapped {
+                scope.spawn(move || mapped.run(&["unmap", name]).ok());
+            }
+        });
+        for name in &names {
+            assert_eq!(
+                ceph.rbd(&["status", name]),
+                "Watchers: none\n",
+                "a watch is left on {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn unmap_by_force_waits_for_nobody() {
+    let ceph = Ceph::start(Options::default());
+    create(&ceph, "rbd/frozen", "64M");
+    let mapped = Mapped::new(&ceph, "rbd/frozen", &[]);
+    run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
+    let folder = mapped.mount().to_owned();
+    fs::write(folder.join("dirty"), vec![1; 4 << 20]).unwrap();
+    let daemons = ["mon.a", "osd.0"].map(|name| ceph.pid(name).to_string());
+    let signal =
+        |signal: &str| daemons.iter().for_each(|pid| drop(run("kill", &[signal, pid]).ok()));
+    signal("-STOP");
+    let syncing = std::thread::spawn(move || run("sync", &["-f", folder.to_str().unwrap()]));
+    std::thread::sleep(Duration::from_secs(1));
+    let began = Instant::now();
+    mapped.run(&["unmap", "--force", "rbd/frozen"]).ok();
+    let took = began.elapsed();
+    // It is itself that has 10 s, not this machine's other load.
+    assert!(took < Duration::from_secs(if full() { 10 } else { 30 }), "{took:?}");
+    // Whoever waited for the device has got an error instead.
+    syncing.join().unwrap();
+    signal("-CONT");
+    run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
+}
