@@ -69,6 +69,16 @@ impl Cluster {
         Ok(Pool::new(self.clone(), id, name))
     }
 
+    /// All pools, as far as is known, but for those that are caches of others.
+    pub fn pools(&self) -> Vec<Pool> {
+        let pools = self.with_map(|map| {
+            let base = |id| map.pool(id).is_some_and(|pool| pool.tier_of.is_none());
+            let names = map.pool_names.iter().filter(|(id, _)| base(**id));
+            names.map(|(id, name)| Pool::new(self.clone(), *id, name.as_str())).collect()
+        });
+        pools.unwrap_or_default()
+    }
+
     fn pool_id(&self, name: &str) -> Option<PoolId> {
         self.with_map(|map| map.pool_id(name)).flatten()
     }

@@ -19,12 +19,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use proto::mon::Mon;
+use proto::msg::mon::{PoolOpReply, pool_op};
 use proto::msg::object::Locator;
 use proto::msg::osd_op::{Operation, Reply};
 use proto::msg::watch::WatchNotify;
 use proto::objecter::{OpError, SlowOp, WatchEvent};
 use proto::osdmap::OsdMap;
-use proto::types::{Epoch, Fsid, Instant, UTime};
+use proto::types::{Epoch, Fsid, Instant, PoolId, SnapId, UTime};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub(crate) use self::budget::Budget;
@@ -35,7 +36,7 @@ pub use self::state::CommandOutput;
 use self::state::State;
 pub use self::status::{Session, Status};
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::net::Machine;
 pub use crate::net::{Connecting, Stream, Surroundings};
 
@@ -244,6 +245,44 @@ impl Cluster {
                 format!("no monitor answered the command within {} s", limit.as_secs()),
             )),
         }
+    }
+
+    /// A fresh number for a snapshot of objects in a pool.
+    ///
+    /// # Errors
+    /// What the monitors answer.
+    pub(crate) async fn allocate_snap(&self, pool: PoolId) -> Result<SnapId> {
+        let reply = self.pool_op(pool, pool_op::CREATE_UNMANAGED_SNAP, SnapId(0)).await?;
+        let id = reply.data.unwrap_or_default();
+        proto::denc::decode(&id, "snapshot id").context("the monitors' new snapshot id")
+    }
+
+    /// Gives the number of a snapshot up: what objects keep for it alone goes, in time.
+    ///
+    /// # Errors
+    /// What the monitors answer.
+    pub(crate) async fn release_snap(&self, pool: PoolId, snap: SnapId) -> Result<()> {
+        self.pool_op(pool, pool_op::DELETE_UNMANAGED_SNAP, snap).await.map(drop)
+    }
+
+    async fn pool_op(&self, pool: PoolId, op: u32, snap: SnapId) -> Result<PoolOpReply> {
+        let (sender, done) = oneshot::channel();
+        self.0.shared.with(|state| state.pool_op(pool, op, snap, sender));
+        let limit = self.0.config.mon_op_timeout.unwrap_or(Duration::MAX);
+        let reply = match tokio::time::timeout(limit, done).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) => return Err(self.closed()),
+            Err(_) => {
+                let what = format!("no monitor worked on the pool within {} s", limit.as_secs());
+                return Err(Error::new(Kind::TimedOut, what));
+            }
+        };
+        if reply.result != 0 {
+            let what = format!("the monitors refuse a snapshot of pool {pool}");
+            return Err(Error::from_errno(reply.result, what));
+        }
+        self.wait_for_map(reply.epoch).await?;
+        Ok(reply)
     }
 
     /// Carries out an operation. Its reply may still be an error of the OSD's.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use proto::mon::{self, ConnectError, Event as MonEvent, Loss, Mon};
+use proto::msg::mon::PoolOpReply;
 use proto::msg::object::Locator;
 use proto::msg::osd_map::OsdMaps;
 use proto::msg::osd_op::{Operation, Reply};
@@ -18,7 +19,9 @@ use proto::msg::{backoff::Backoff, kind};
 use proto::msgr::auth::ClientAuth;
 use proto::msgr::{self, ClientConfig, Connection, Event, Message, Outgoing, Timing, features};
 use proto::objecter::{Action, Objecter, WatchEvent};
-use proto::types::{AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, Tid};
+use proto::types::{
+    AddrType, EntityAddr, EntityType, Entropy, Epoch, Instant, OsdId, PoolId, SnapId, Tid,
+};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
@@ -126,6 +129,7 @@ pub(crate) struct State {
     monitors: BTreeMap<mon::ConnId, LinkId>,
     pub(super) osds: BTreeMap<OsdId, OsdState>,
     commands: BTreeMap<Tid, oneshot::Sender<Result<CommandOutput>>>,
+    pool_ops: BTreeMap<Tid, oneshot::Sender<PoolOpReply>>,
     /// Who waits for the monitors' newest epoch; `None` is the objecter.
     versions: BTreeMap<Tid, Option<oneshot::Sender<Epoch>>>,
     /// Who waits for a map of at least this epoch.
@@ -172,6 +176,7 @@ impl State {
             monitors: BTreeMap::new(),
             osds: BTreeMap::new(),
             commands: BTreeMap::new(),
+            pool_ops: BTreeMap::new(),
             versions: BTreeMap::new(),
             map_waiters: Vec::new(),
             local: EntityAddr { nonce, kind: AddrType::MSGR2, addr: None },
@@ -268,6 +273,18 @@ impl State {
     pub(super) fn command(&mut self, json: String, waiter: oneshot::Sender<Result<CommandOutput>>) {
         let tid = self.mon.command(vec![json], Bytes::new());
         self.commands.insert(tid, waiter);
+    }
+
+    /// Has the monitors work on a pool: `op` is one of [`proto::msg::mon::pool_op`].
+    pub(super) fn pool_op(
+        &mut self,
+        pool: PoolId,
+        op: u32,
+        snap: SnapId,
+        waiter: oneshot::Sender<PoolOpReply>,
+    ) {
+        let tid = self.mon.pool_op(pool.0 as u32, op, snap, String::new());
+        self.pool_ops.insert(tid, waiter);
     }
 
     /// Asks the monitors for their newest epoch.
@@ -469,6 +486,11 @@ impl State {
                     None => {}
                 }
             }
+            MonEvent::PoolOp(reply) => {
+                if let Some(waiter) = self.pool_ops.remove(&reply.tid) {
+                    let _ = waiter.send(reply);
+                }
+            }
             MonEvent::Connected { addr, .. } => tracing::debug!(%addr, "logged in"),
             MonEvent::Lost { addr, reason } => {
                 tracing::info!(%addr, reason, "lost the monitor; looking for another one");
@@ -486,6 +508,7 @@ impl State {
                 // Whoever waits learns it from the end of its channel.
                 self.map_waiters.clear();
                 self.commands.clear();
+                self.pool_ops.clear();
                 self.versions.clear();
                 self.watches.clear();
                 self.notifies.clear();

@@ -3,8 +3,9 @@
 use proto::msg::object::SnapContext;
 use proto::msg::op::Op;
 use proto::rbd::cls::{
-    GetDataPool, GetFeatures, GetFlags, GetObjectPrefix, GetParent, GetParentOld, GetParentOverlap,
-    GetSize, GetSnapContext, GetSnapshot, GetStripeUnitCount, Method, Parent, SnapshotInfo,
+    GetDataPool, GetFeatures, GetFlags, GetNameOfId, GetObjectPrefix, GetParent, GetParentOld,
+    GetParentOverlap, GetSize, GetSnapContext, GetSnapshot, GetStripeUnitCount, GetTrash, Method,
+    Parent, SnapshotInfo,
 };
 use proto::rbd::layout::Layout;
 use proto::rbd::names;
@@ -52,6 +53,25 @@ pub async fn image_id(pool: &Pool, name: &str) -> Result<String> {
         Ok(id) => Ok(id),
         Err(error) if error.kind() == Kind::NotFound => Err(missing(pool, name).await),
         Err(error) => Err(error.context(format!("image {}", spec(pool, name)))),
+    }
+}
+
+/// The name of an image, or the one it had before it was moved to the trash.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is no image with that id.
+pub async fn image_name(pool: &Pool, id: &str) -> Result<String> {
+    match pool.call(names::DIRECTORY, &GetNameOfId { id: id.to_owned() }).await {
+        Err(error) if error.kind() == Kind::NotFound => {}
+        name => return name,
+    }
+    match pool.call(names::TRASH, &GetTrash { id: id.to_owned() }).await {
+        Ok(image) => Ok(image.name),
+        Err(error) if error.kind() == Kind::NotFound => Err(Error::new(
+            Kind::NotFound,
+            format!("there is no image with the id {id} in pool {}", pool.name()),
+        )),
+        Err(error) => Err(error),
     }
 }
 

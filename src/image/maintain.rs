@@ -11,7 +11,7 @@ use proto::rbd::{Features, names};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::admin::{self, Progress};
+use super::admin::{self, Notes, Progress};
 use super::lock::{Tried, Use};
 use super::{Image, Inner};
 use crate::error::{Error, Kind, Result};
@@ -150,6 +150,25 @@ impl Image {
         match what {
             Maintenance::Resize { size, may_shrink } => {
                 admin::resize(self, *size, *may_shrink, progress).await
+            }
+            Maintenance::SnapCreate { namespace, name, .. } => {
+                admin::create_snapshot(self, namespace, name).await.map(drop)
+            }
+            Maintenance::SnapRemove { namespace, name } => {
+                let snap = admin::find_snapshot(self, namespace, name).await?.id;
+                admin::remove_snapshot(self, snap).await
+            }
+            Maintenance::SnapRename { snap, name } => {
+                admin::rename_snapshot(self, *snap, name).await
+            }
+            Maintenance::SnapProtect { name, .. } => admin::protect_snapshot(self, name).await,
+            Maintenance::SnapUnprotect { name, .. } => admin::unprotect_snapshot(self, name).await,
+            Maintenance::Rename { name } => admin::rename(self.pool(), self.name(), name).await,
+            Maintenance::UpdateMetadata { key, value: Some(value) } => {
+                Notes::Image(self.id()).set(self.pool(), key, value).await
+            }
+            Maintenance::UpdateMetadata { key, value: None } => {
+                Notes::Image(self.id()).remove(self.pool(), key).await
             }
             other => Err(Error::new(
                 Kind::Unsupported,

@@ -8,6 +8,7 @@ mod lock;
 mod maintain;
 mod object_map;
 mod pending;
+pub mod transfer;
 mod watch;
 
 use std::fmt;
@@ -155,21 +156,12 @@ impl Image {
         Self::open_with(pool, name.to_owned(), id, options).await
     }
 
-    /// Opens an image by its id.
+    /// Opens an image by its id, be it in the trash.
     ///
     /// # Errors
     /// As [`Image::open`].
     pub async fn open_by_id(pool: &Pool, id: &str, options: &OpenOptions) -> Result<Self> {
-        let name = pool
-            .call(proto::rbd::names::DIRECTORY, &proto::rbd::cls::GetNameOfId { id: id.to_owned() })
-            .await
-            .map_err(|error| match error.kind() {
-                Kind::NotFound => Error::new(
-                    Kind::NotFound,
-                    format!("there is no image with the id {id} in pool {}", pool.name()),
-                ),
-                _ => error,
-            })?;
+        let name = header::image_name(pool, id).await?;
         Self::open_with(pool, name, id.to_owned(), options).await
     }
 

@@ -10,6 +10,7 @@ mod data;
 mod faults;
 mod images;
 mod keys;
+mod layers;
 mod load;
 mod lock;
 mod map;
@@ -19,6 +20,7 @@ mod placement;
 mod space;
 mod telemetry;
 mod tools;
+mod twins;
 mod verbs;
 mod watch;
 

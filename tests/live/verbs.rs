@@ -39,7 +39,7 @@ fn info(ceph: &Ceph, name: &str) -> Map<String, Value> {
 
 /// Runs a verb with both programs. Whatever the format, output is the same to the byte.
 #[track_caller]
-fn printed_alike(ceph: &Ceph, args: &[&str]) {
+pub(crate) fn printed_alike(ceph: &Ceph, args: &[&str]) {
     for format in [&[][..], &["--format", "json"], &["--format", "xml", "--pretty-format"]] {
         let args = [args, format].concat();
         assert_eq!(ceph.ours(&args).ok(), ceph.rbd(&args), "{args:?}");
@@ -48,7 +48,7 @@ fn printed_alike(ceph: &Ceph, args: &[&str]) {
 
 /// Runs a verb that must fail with both programs, with the same exit code. Returns what ours says.
 #[track_caller]
-fn refused_alike(ceph: &Ceph, args: &[&str]) -> String {
+pub(crate) fn refused_alike(ceph: &Ceph, args: &[&str]) -> String {
     let (ours, theirs) = (ceph.ours(args), ceph.run("rbd", args));
     assert_eq!(ours.code, theirs.code, "{ours}\n{theirs}");
     let message = ours.refused();
@@ -311,6 +311,6 @@ fn refusing(ceph: &Ceph) {
     let refused = ceph.ours(&args);
     assert_eq!(refused.code, 22);
     assert!(refused.refused().contains("allow_ec_overwrites"));
-    assert!(ceph.ours(&["rm", "clone"]).refused().contains("clone"));
+    ceph.ours(&["rm", "clone"]).ok();
     assert!(!ceph.rados(&["-p", "rbd", "ls"]).contains("new"));
 }

@@ -35,6 +35,11 @@ pub fn old_header(image_name: &str) -> String {
     format!("{image_name}.rbd")
 }
 
+/// The object that describes a group of images.
+pub fn group_header(group_id: &str) -> String {
+    format!("rbd_group_header.{group_id}")
+}
+
 /// The bitmap of an image's objects, or of a snapshot's.
 pub fn object_map(image_id: &str, snap: SnapId) -> String {
     match snap {

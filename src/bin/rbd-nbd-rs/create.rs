@@ -16,6 +16,16 @@ pub(crate) struct Create {
     /// Image size (in M/G/T; M if there is no unit).
     #[arg(short, long, value_parser = size::image)]
     size: u64,
+    #[command(flatten)]
+    new: NewImage,
+    /// Show no progress (there is none).
+    #[arg(long, hide = true)]
+    no_progress: bool,
+}
+
+/// What a new image is to be like.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct NewImage {
     /// Object size in B/K/M, between 4K and 32M; rounded to a power of two.
     #[arg(long, value_name = "SIZE", value_parser = size::object, conflicts_with = "order")]
     object_size: Option<u8>,
@@ -34,36 +44,55 @@ pub(crate) struct Create {
     /// Pool for the image's data.
     #[arg(long, value_name = "POOL")]
     data_pool: Option<String>,
-    /// Show no progress (there is none).
-    #[arg(long, hide = true)]
-    no_progress: bool,
+}
+
+/// What an image of that size is like where nobody says otherwise.
+pub(crate) async fn defaults(cluster: &Cluster, size: u64) -> Result<CreateOptions> {
+    let defaults = &cluster.config().rbd;
+    let data_pool = match &defaults.data_pool {
+        Some(name) => Some(cluster.pool(name).await?),
+        None => None,
+    };
+    Ok(CreateOptions {
+        size,
+        order: defaults.order,
+        stripe_unit: defaults.stripe_unit,
+        stripe_count: defaults.stripe_count,
+        features: admin::supported(defaults.features),
+        data_pool,
+    })
+}
+
+impl NewImage {
+    /// What was asked for, and the rest as it is otherwise.
+    pub(crate) async fn options(
+        &self,
+        cluster: &Cluster,
+        otherwise: CreateOptions,
+    ) -> Result<CreateOptions> {
+        let mut options = otherwise;
+        if let Some(order) = self.object_size.or(self.order) {
+            options.order = order;
+        }
+        if !self.features.is_empty() {
+            options.features =
+                self.features.iter().fold(Features::default(), |all, some| all | *some);
+        }
+        if self.stripe_unit.is_some() || self.stripe_count.is_some() {
+            options.stripe_unit = self.stripe_unit.unwrap_or(0);
+            options.stripe_count = self.stripe_count.unwrap_or(0);
+        }
+        if let Some(name) = &self.data_pool {
+            options.data_pool = Some(cluster.pool(name).await?);
+        }
+        Ok(options)
+    }
 }
 
 impl Create {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let spec = self.image.spec()?;
-        let defaults = &cluster.config().rbd;
-        let features = match self.features.as_slice() {
-            [] => admin::supported(defaults.features),
-            given => given.iter().fold(Features::default(), |all, some| all | *some),
-        };
-        let striping_given = self.stripe_unit.is_some() || self.stripe_count.is_some();
-        let (stripe_unit, stripe_count) = match striping_given {
-            true => (self.stripe_unit.unwrap_or(0), self.stripe_count.unwrap_or(0)),
-            false => (defaults.stripe_unit, defaults.stripe_count),
-        };
-        let data_pool = match self.data_pool.as_ref().or(defaults.data_pool.as_ref()) {
-            Some(name) => Some(cluster.pool(name).await?),
-            None => None,
-        };
-        let options = CreateOptions {
-            size: self.size,
-            order: self.object_size.or(self.order).unwrap_or(defaults.order),
-            stripe_unit,
-            stripe_count,
-            features,
-            data_pool,
-        };
+        let options = self.new.options(cluster, defaults(cluster, self.size).await?).await?;
         let pool = spec.open_pool(cluster).await?;
         admin::create(&pool, &spec.image, &options).await.map(drop)
     }

@@ -123,6 +123,9 @@ impl Shown {
             ("op_features", Tree::list("op_feature", op_features.names())),
             ("flags", Tree::list("flag", header.flags.names())),
         ]);
+        if let Some(group) = &self.details.group {
+            fields.push(("group", group.clone().into()));
+        }
         fields.extend(self.timestamps().map(|(name, time)| (name, local_time(time).into())));
         if let Some(snapshot) = &self.snapshot {
             fields.push(("protected", snapshot.protected.to_string().into()));
@@ -166,6 +169,9 @@ impl Shown {
         line(format!("features: {}", joined(header.features.names())));
         line(format!("op_features: {}", joined(op_features.names())));
         line(format!("flags: {}", joined(header.flags.names())));
+        if let Some(group) = &self.details.group {
+            line(format!("group: {group}"));
+        }
         for (name, time) in self.timestamps() {
             line(format!("{name}: {}", local_time(time)));
         }

@@ -126,13 +126,7 @@ impl Entry {
         }
         fields.push(("size", self.size.into()));
         if let Some(parent) = &self.parent {
-            let parent = vec![
-                ("pool", parent.pool.clone().into()),
-                ("pool_namespace", parent.namespace.clone().into()),
-                ("image", parent.image.clone().into()),
-                ("snapshot", parent.snapshot.clone().into()),
-            ];
-            fields.push(("parent", Tree::Object(parent)));
+            fields.push(("parent", parent_tree(parent)));
         }
         fields.push(("format", 2.into()));
         if self.snapshot.is_some() {
@@ -185,4 +179,14 @@ pub(crate) fn parent_spec(parent: &ParentName) -> String {
         "" => format!("{pool}/{image}@{snapshot}"),
         namespace => format!("{pool}/{namespace}/{image}@{snapshot}"),
     }
+}
+
+/// A parent as programs read it.
+pub(crate) fn parent_tree(parent: &ParentName) -> Tree {
+    Tree::Object(vec![
+        ("pool", parent.pool.clone().into()),
+        ("pool_namespace", parent.namespace.clone().into()),
+        ("image", parent.image.clone().into()),
+        ("snapshot", parent.snapshot.clone().into()),
+    ])
 }

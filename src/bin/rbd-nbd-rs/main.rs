@@ -3,21 +3,30 @@
 //! Exit codes are `rbd`'s: 0, 1 for a command line that makes no sense, and otherwise the errno of what went wrong.
 
 mod bench;
+mod children;
+mod copy;
 mod create;
 mod daemon;
 mod demo;
+mod export;
+mod image_meta;
+mod import;
 mod info;
 mod list;
 mod map;
+mod namespace;
 mod osd_map;
 mod output;
 mod progress;
 mod remove;
+mod rename;
 mod resize;
 mod serve;
 mod size;
+mod snap;
 mod spec;
 mod status;
+mod trash;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -38,7 +47,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     #[command(flatten)]
-    Verb(Verb),
+    Verb(Box<Verb>),
     #[command(flatten)]
     Map(map::Verb),
     Demo(demo::Demo),
@@ -53,7 +62,24 @@ enum Verb {
     #[command(name = "rm", visible_alias = "remove")]
     Remove(remove::Remove),
     Resize(resize::Resize),
+    #[command(visible_alias = "mv")]
+    Rename(rename::Rename),
     Status(status::Status),
+    Children(children::Children),
+    #[command(subcommand)]
+    Snap(snap::Snap),
+    #[command(subcommand)]
+    Trash(trash::Trash),
+    #[command(subcommand)]
+    Namespace(namespace::Namespace),
+    #[command(subcommand)]
+    ImageMeta(image_meta::ImageMeta),
+    #[command(subcommand)]
+    Config(image_meta::Config),
+    Export(export::Export),
+    Import(import::Import),
+    #[command(name = "cp", visible_alias = "copy")]
+    Copy(copy::Copy),
     Bench(bench::Bench),
     Serve(serve::Serve),
     #[command(name = "osd-map")]
@@ -85,9 +111,11 @@ fn main() -> ExitCode {
     };
     log_to_stderr();
     let done = match cli.command {
-        // It asks a process, not a cluster.
-        Command::Verb(Verb::Status(status)) if status.asks_daemon() => status.ask_daemon(),
-        Command::Verb(verb) => run(verb, &ceph),
+        Command::Verb(verb) => match *verb {
+            // It asks a process, not a cluster.
+            Verb::Status(status) if status.asks_daemon() => status.ask_daemon(),
+            verb => run(verb, &ceph),
+        },
         Command::Map(verb) => map::run(verb, &ceph),
         // It brings its own cluster.
         Command::Demo(demo) => demo.run(),
@@ -137,7 +165,17 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Info(info) => info.run(&cluster).await,
             Verb::Remove(remove) => remove.run(&cluster).await,
             Verb::Resize(resize) => resize.run(&cluster).await,
+            Verb::Rename(rename) => rename.run(&cluster).await,
             Verb::Status(status) => status.run(&cluster).await,
+            Verb::Children(children) => children.run(&cluster).await,
+            Verb::Snap(snap) => snap.run(&cluster).await,
+            Verb::Trash(trash) => trash.run(&cluster).await,
+            Verb::Namespace(namespace) => namespace.run(&cluster).await,
+            Verb::ImageMeta(notes) => notes.run(&cluster).await,
+            Verb::Config(settings) => settings.run(&cluster).await,
+            Verb::Export(export) => export.run(&cluster).await,
+            Verb::Import(import) => import.run(&cluster).await,
+            Verb::Copy(copy) => copy.run(&cluster).await,
             Verb::Bench(bench) => bench.run(&cluster).await,
             Verb::Serve(serve) => serve.run(&cluster).await,
             Verb::OsdMap(osd_map) => osd_map.run(&cluster).await,

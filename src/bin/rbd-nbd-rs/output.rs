@@ -35,6 +35,8 @@ pub(crate) enum Tree {
     Truth(bool),
     /// Named values, in order.
     Object(Vec<(&'static str, Self)>),
+    /// The same, where users gave the names.
+    Map(Vec<(String, Self)>),
     /// Values, each with what XML calls it.
     List(Vec<(&'static str, Self)>),
 }
@@ -168,6 +170,11 @@ fn json(tree: &Tree, indent: Indent, out: &mut String) {
                 json(value, indent.deeper(), out);
             })
         }
+        Tree::Map(fields) => json_block(('{', '}'), fields, indent, out, |(name, value), out| {
+            json_text(name, out);
+            out.push_str(if indent.width > 0 { ": " } else { ":" });
+            json(value, indent.deeper(), out);
+        }),
         Tree::List(items) => json_block(('[', ']'), items, indent, out, |(_, item), out| {
             json(item, indent.deeper(), out);
         }),
@@ -211,29 +218,23 @@ fn json_text(text: &str, out: &mut String) {
 }
 
 fn xml(name: &str, tree: &Tree, indent: Indent, out: &mut String) {
-    let end = |out: &mut String| {
-        if indent.width > 0 {
-            out.push('\n');
-        }
-    };
-    if indent.width > 0 {
-        indent.spaces(out);
-    }
+    // A tag has no spaces.
+    let name = &name.replace(' ', "_");
     let text = match tree {
         Tree::Text(text) => text.clone(),
         Tree::Number(number) => number.to_string(),
         Tree::Truth(truth) => truth.to_string(),
         Tree::Object(items) | Tree::List(items) => {
-            let _ = write!(out, "<{name}>");
-            end(out);
-            for (name, value) in items {
-                xml(name, value, indent.deeper(), out);
-            }
-            indent.spaces(out);
-            let _ = write!(out, "</{name}>");
-            return end(out);
+            return xml_block(name, items.iter().map(|(name, item)| (*name, item)), indent, out);
+        }
+        Tree::Map(items) => {
+            let items = items.iter().map(|(name, item)| (name.as_str(), item));
+            return xml_block(name, items, indent, out);
         }
     };
+    if indent.width > 0 {
+        indent.spaces(out);
+    }
     let _ = write!(out, "<{name}>");
     for c in text.chars() {
         match c {
@@ -246,7 +247,25 @@ fn xml(name: &str, tree: &Tree, indent: Indent, out: &mut String) {
         }
     }
     let _ = write!(out, "</{name}>");
-    end(out);
+    if indent.width > 0 {
+        out.push('\n');
+    }
+}
+
+fn xml_block<'a>(
+    name: &str,
+    items: impl Iterator<Item = (&'a str, &'a Tree)>,
+    indent: Indent,
+    out: &mut String,
+) {
+    let end = if indent.width > 0 { "\n" } else { "" };
+    indent.spaces(out);
+    let _ = write!(out, "<{name}>{end}");
+    for (name, value) in items {
+        xml(name, value, indent.deeper(), out);
+    }
+    indent.spaces(out);
+    let _ = write!(out, "</{name}>{end}");
 }
 
 /// Which side of its column a table's cell keeps to.
@@ -265,15 +284,11 @@ pub(crate) fn table(columns: &[(&str, Side)], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<_> = (0..).zip(columns).map(|(i, (heading, _))| width(i, heading)).collect();
     let mut out = String::new();
-    for (i, (heading, _)) in columns.iter().enumerate() {
-        let width = widths.get(i).copied().unwrap_or(0);
-        // A heading is padded, except in the last column.
-        match i + 1 < columns.len() {
-            true => drop(write!(out, "{heading:<width$}  ")),
-            false => out.push_str(heading),
-        }
+    for (i, ((heading, _), width)) in columns.iter().zip(&widths).enumerate() {
+        let separator = if i + 1 < columns.len() { "  " } else { "\n" };
+        // Writing to a string does not fail.
+        let _ = write!(out, "{heading:<width$}{separator}");
     }
-    out.push('\n');
     for row in rows {
         for (i, ((cell, (_, side)), width)) in row.iter().zip(columns).zip(&widths).enumerate() {
             let _ = match side {

@@ -10,6 +10,7 @@ use ceph_native::error::{Context as _, Error, Kind, Result};
 use ceph_native::image::{Image, OpenOptions, Version};
 use ceph_native::telemetry::Telemetry;
 use nbd::{Export, Exports, Server};
+use proto::types::SnapId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::daemon;
@@ -51,6 +52,9 @@ pub(crate) struct Serve {
     /// Take the exclusive lock at once and keep it: other clients cannot write in between.
     #[arg(long, conflicts_with = "read_only")]
     exclusive: bool,
+    /// Serve the snapshot with this id of the image, whatever it is for.
+    #[arg(long, value_name = "ID")]
+    snap_id: Option<u64>,
 }
 
 impl Serve {
@@ -110,7 +114,14 @@ impl Serve {
     async fn open(&self, cluster: &Cluster, text: &str) -> Result<Image> {
         let spec = Spec::parse(text)?;
         let pool = spec.open_pool(cluster).await?;
-        let version = spec.snap.map_or(Version::Head, Version::Snapshot);
+        let version = match (spec.snap, self.snap_id) {
+            (None, Some(id)) => Version::SnapshotId(SnapId(id)),
+            (Some(_), Some(_)) => {
+                let what = "a snapshot has a name here or an id, not both";
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            (name, None) => name.map_or(Version::Head, Version::Snapshot),
+        };
         let options = OpenOptions { read_only: self.read_only, version, exclusive: self.exclusive };
         Image::open(&pool, &spec.image, &options).await
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
-use ceph_native::image::admin;
+use ceph_native::image::{Image, OpenOptions, Version, admin};
 use ceph_native::pool::Pool;
 use clap::Args;
 
@@ -26,6 +26,19 @@ struct PoolParts {
     /// Namespace name.
     #[arg(long)]
     namespace: Option<String>,
+}
+
+/// Names an image by its id.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct IdArgs {
+    /// The image's id.
+    #[arg(value_name = "[POOL/[NAMESPACE/]]ID")]
+    spec: Option<String>,
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Image id.
+    #[arg(long, value_name = "ID")]
+    image_id: Option<String>,
 }
 
 /// Names an image.
@@ -57,6 +70,41 @@ pub(crate) struct SnapArgs {
     snap: Option<String>,
 }
 
+/// Names an image or snapshot, and another one that is made of it.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PairArgs {
+    /// The source and the destination.
+    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE[@SNAP]", num_args = 0..=2)]
+    specs: Vec<String>,
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Source image name.
+    #[arg(long)]
+    image: Option<String>,
+    /// Source snapshot name.
+    #[arg(long)]
+    snap: Option<String>,
+    #[command(flatten)]
+    dest: DestArgs,
+}
+
+/// Names what is made, by options.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct DestArgs {
+    /// Destination pool name.
+    #[arg(long)]
+    dest_pool: Option<String>,
+    /// Destination namespace name.
+    #[arg(long)]
+    dest_namespace: Option<String>,
+    /// Destination image name.
+    #[arg(long)]
+    dest: Option<String>,
+    /// Destination snapshot name.
+    #[arg(long)]
+    dest_snap: Option<String>,
+}
+
 /// What a spec names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spec {
@@ -70,6 +118,17 @@ pub(crate) struct Spec {
 impl PoolArgs {
     /// Opens the pool that is meant.
     pub(crate) async fn open(&self, cluster: &Cluster) -> Result<Pool> {
+        self.spec()?.open_pool(cluster).await
+    }
+
+    /// Opens the pool that is meant; its namespace, which need not exist, is only named.
+    pub(crate) async fn open_unchecked(&self, cluster: &Cluster) -> Result<(Pool, String)> {
+        let mut spec = self.spec()?;
+        let namespace = std::mem::take(&mut spec.namespace);
+        Ok((spec.open_pool(cluster).await?, namespace))
+    }
+
+    fn spec(&self) -> Result<Spec> {
         let mut spec = Spec::default();
         if let Some(text) = &self.spec {
             let (pool, namespace) = text.split_once('/').unwrap_or((text, ""));
@@ -79,7 +138,22 @@ impl PoolArgs {
             (spec.pool, spec.namespace) = (Some(pool.to_owned()), namespace.to_owned());
         }
         self.parts.complete(&mut spec);
-        spec.open_pool(cluster).await
+        Ok(spec)
+    }
+}
+
+impl IdArgs {
+    /// The pool that is meant, and the id.
+    pub(crate) async fn open(&self, cluster: &Cluster) -> Result<(Pool, String)> {
+        let mut spec = self.spec.as_deref().map(Spec::parse).transpose()?.unwrap_or_default();
+        if let (true, Some(id)) = (spec.image.is_empty(), &self.image_id) {
+            spec.image.clone_from(id);
+        }
+        self.parts.complete(&mut spec);
+        if spec.image.is_empty() {
+            return Err(Error::new(Kind::Invalid, "image id was not specified"));
+        }
+        Ok((spec.open_pool(cluster).await?, spec.image))
     }
 }
 
@@ -97,13 +171,23 @@ impl ImageArgs {
     /// What is meant. It must be an image.
     pub(crate) fn spec(&self) -> Result<Spec> {
         let spec = Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?;
-        if spec.snap.is_some() {
-            return Err(Error::new(
-                Kind::Invalid,
-                "snapshot name specified for a command that doesn't use it",
-            ));
+        spec.without_snap()?.with_image()
+    }
+
+    /// What is meant, and what is in the place of the image's spec, if that is named by options.
+    pub(crate) fn spec_and_word(&self) -> Result<(Spec, Option<String>)> {
+        match &self.image {
+            None => Ok((self.spec()?, None)),
+            Some(image) => {
+                let spec = Spec::from_parts(None, &self.parts, Some(image))?;
+                Ok((spec.without_snap()?.with_image()?, self.spec.clone()))
+            }
         }
-        spec.with_image()
+    }
+
+    /// The same, where the image may be named otherwise.
+    pub(crate) fn spec_or_pool(&self) -> Result<Spec> {
+        Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?.without_snap()
     }
 }
 
@@ -136,6 +220,39 @@ impl fmt::Display for Spec {
         }
         f.write_str(image)?;
         snap.as_ref().map_or(Ok(()), |snap| write!(f, "@{snap}"))
+    }
+}
+
+impl SnapArgs {
+    /// What is meant. It must be a snapshot.
+    pub(crate) fn snapshot(&self) -> Result<Spec> {
+        self.spec()?.with_image()?.with_snap()
+    }
+}
+
+impl PairArgs {
+    /// What is meant; each has an image's name, or that of the source if the destination lacks one.
+    pub(crate) fn pair(&self) -> Result<(Spec, Spec)> {
+        let mut specs = self.specs.iter().map(String::as_str);
+        let first = if self.image.is_none() { specs.next() } else { None };
+        let mut source = Spec::from_parts(first, &self.parts, self.image.as_deref())?;
+        source.snap = source.snap.take().or_else(|| self.snap.clone());
+        let dest = self.dest.spec(specs.next())?;
+        if specs.next().is_some() {
+            return Err(Error::new(Kind::Invalid, "too many arguments"));
+        }
+        Ok((source.with_image()?, dest))
+    }
+}
+
+impl DestArgs {
+    /// What is meant. Its image's name may be missing.
+    pub(crate) fn spec(&self, text: Option<&str>) -> Result<Spec> {
+        let parts =
+            PoolParts { pool: self.dest_pool.clone(), namespace: self.dest_namespace.clone() };
+        let mut spec = Spec::from_parts(text, &parts, self.dest.as_deref())?;
+        spec.snap = spec.snap.take().or_else(|| self.dest_snap.clone());
+        Ok(spec)
     }
 }
 
@@ -178,6 +295,33 @@ impl Spec {
             true => Err(Error::new(Kind::Invalid, "image name was not specified")),
             false => Ok(self),
         }
+    }
+
+    /// Insists on a snapshot's name.
+    pub(crate) fn with_snap(self) -> Result<Self> {
+        match self.snap {
+            None => Err(Error::new(Kind::Invalid, "snapshot name was not specified")),
+            Some(_) => Ok(self),
+        }
+    }
+
+    /// Insists that there is no snapshot's name.
+    pub(crate) fn without_snap(self) -> Result<Self> {
+        match self.snap {
+            None => Ok(self),
+            Some(_) => Err(Error::new(
+                Kind::Invalid,
+                "snapshot name specified for a command that doesn't use it",
+            )),
+        }
+    }
+
+    /// Opens the image or snapshot that is meant.
+    pub(crate) async fn open(&self, cluster: &Cluster, read_only: bool) -> Result<Image> {
+        let pool = self.open_pool(cluster).await?;
+        let version = self.snap.clone().map_or(Version::Head, Version::Snapshot);
+        let options = OpenOptions { read_only, version, ..OpenOptions::default() };
+        Image::open(&pool, &self.image, &options).await
     }
 
     /// Opens the pool, narrowed to the namespace, which must exist.

@@ -3,8 +3,9 @@
 use proto::msg::op::Op;
 use proto::rbd::OpFeatures;
 use proto::rbd::cls::{
-    GetAccessTimestamp, GetCreateTimestamp, GetModifyTimestamp, GetNameOfId, GetOpFeatures,
-    GetProtectionStatus, Method, SnapshotInfo, SnapshotNamespace, lock,
+    GetAccessTimestamp, GetCreateTimestamp, GetGroup, GetGroupSnapshot, GetModifyTimestamp,
+    GetNameOfId, GetOpFeatures, GetProtectionStatus, Method, PROTECTED, SnapshotInfo,
+    SnapshotNamespace, lock,
 };
 use proto::rbd::names;
 use proto::types::{SnapId, UTime};
@@ -30,9 +31,11 @@ pub struct Details {
     pub modified: Option<UTime>,
     /// The snapshot that it is a clone of.
     pub parent: Option<ParentName>,
+    /// The group of images that it belongs to: `pool/name`.
+    pub group: Option<String>,
 }
 
-/// A user's snapshot of an image.
+/// A snapshot of an image.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// What its header says.
@@ -93,15 +96,21 @@ impl Details {
         let [op_features, created, accessed, modified] = replies.as_slice() else {
             return Err(Error::new(Kind::Corrupt, format!("{object}: answers are missing")));
         };
+        let op_features = OpFeatures(GetOpFeatures::reply(&op_features.data).context(&object)?);
+        let group = match op_features.names().any(|name| name == "group") {
+            true => group_of(pool, &object).await?,
+            false => None,
+        };
         let time = |time: UTime| Some(time).filter(|time| time.sec != 0);
         Ok(Self {
             id: id.to_owned(),
             header,
-            op_features: OpFeatures(GetOpFeatures::reply(&op_features.data).context(&object)?),
+            op_features,
             created: time(GetCreateTimestamp::reply(&created.data).context(&object)?),
             accessed: time(GetAccessTimestamp::reply(&accessed.data).context(&object)?),
             modified: time(GetModifyTimestamp::reply(&modified.data).context(&object)?),
             parent: parent_name(pool, id, SnapId::HEAD).await?,
+            group,
         })
     }
 
@@ -110,12 +119,19 @@ impl Details {
     /// # Errors
     /// Whatever keeps them from being read.
     pub async fn snapshots(&self, pool: &Pool) -> Result<Vec<Snapshot>> {
+        let mut snapshots = self.all_snapshots(pool).await?;
+        snapshots.retain(|snapshot| snapshot.info.namespace == SnapshotNamespace::User);
+        Ok(snapshots)
+    }
+
+    /// All snapshots of the image, whatever they are for, oldest first.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being read.
+    pub async fn all_snapshots(&self, pool: &Pool) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
         for snap in self.header.snap_context.snaps.iter().rev() {
             let info = header::snapshot(pool, &self.id, *snap).await?;
-            if info.namespace != SnapshotNamespace::User {
-                continue;
-            }
             let status = GetProtectionStatus { snap: *snap };
             let status = pool.call(&names::header(&self.id), &status).await?;
             let parent = parent_name(pool, &self.id, *snap).await?;
@@ -139,8 +155,26 @@ impl Details {
     }
 }
 
-/// `RBD_PROTECTION_STATUS_PROTECTED`; 0 is unprotected, 1 about to be.
-const PROTECTED: u8 = 2;
+async fn group_of(pool: &Pool, header: &str) -> Result<Option<String>> {
+    let group = pool.call(header, &GetGroup {}).await?;
+    if group.pool.0 < 0 {
+        return Ok(None);
+    }
+    let in_pool = pool.cluster().pool_by_id(group.pool).await?.with_namespace(pool.namespace());
+    let name = in_pool.call(names::GROUPS, &GetNameOfId { id: group.id }).await?;
+    Ok(Some(header::spec(&in_pool, &name)))
+}
+
+/// The names of a group of images and of a snapshot of it.
+///
+/// # Errors
+/// Whatever keeps them from being read.
+pub async fn group_names(pool: &Pool, group: &str, snapshot: &str) -> Result<(String, String)> {
+    let name = pool.call(names::GROUPS, &GetNameOfId { id: group.to_owned() }).await?;
+    let get = GetGroupSnapshot { id: snapshot.to_owned() };
+    let snapshot = pool.call(&names::group_header(group), &get).await?;
+    Ok((name, snapshot.name))
+}
 
 fn op<M: Method>(method: &M) -> Op {
     Op::call(M::CLASS, M::NAME, method.input())

@@ -1,10 +1,17 @@
 //! Administration of images: what `rbd create`, `ls`, `info`, `rm`, `resize` and `status` do.
 
+mod children;
+mod copy;
 mod create;
 mod details;
+mod metadata;
+mod namespaces;
 mod objects;
 mod remove;
+mod rename;
 mod resize;
+mod snapshots;
+mod trash;
 
 use std::collections::BTreeMap;
 
@@ -12,11 +19,23 @@ use proto::rbd::cls::{AssertDirectoryState, DIRECTORY_READY, ListImages};
 use proto::rbd::names;
 use proto::types::EntityAddr;
 
+pub use self::children::{ChildImage, children};
+pub use self::copy::{copy, like};
 pub use self::create::{CreateOptions, create, supported};
-pub use self::details::{Details, LockKind, ParentName, Snapshot};
+pub use self::details::{Details, LockKind, ParentName, Snapshot, group_names};
+pub use self::metadata::{CONFIG_PREFIX, Notes};
+pub use self::namespaces::{create_namespace, list_namespaces, remove_namespace};
 pub use self::objects::Progress;
 pub use self::remove::remove;
+pub use self::rename::rename;
 pub use self::resize::resize;
+pub use self::snapshots::{
+    create_snapshot, find_snapshot, protect_snapshot, remove_snapshot, rename_snapshot, rollback,
+    set_snapshot_limit, unprotect_snapshot, user_snapshot,
+};
+pub use self::trash::{
+    list_trash, move_to_trash, purge_trash, remove_from_trash, restore_from_trash,
+};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;
 

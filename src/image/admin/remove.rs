@@ -12,6 +12,7 @@ use proto::rbd::{Features, OpFeatures};
 use proto::types::SnapId;
 
 use super::address_text;
+use super::children::{detach_child, or_none};
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header, image_id, spec};
@@ -48,16 +49,26 @@ pub async fn remove(pool: &Pool, name: &str, progress: Progress<'_>) -> Result<(
         }
         Err(error) => return Err(error),
     };
-    match Header::read(pool, &id).await {
-        Ok(header) => {
-            check(pool, &id, &header).await.context(&removing)?;
-            remove_data(pool, &header, progress).await.context(&removing)?;
-        }
-        Err(error) if error.kind() == Kind::NotFound => {}
-        Err(error) => return Err(error.context(removing)),
-    }
-    remove_rest(pool, name, &id).await.context(removing)?;
+    remove_image(pool, &id, progress).await.context(&removing)?;
+    or_none(pool.remove(&names::id_object(name)).await).context(&removing)?;
+    let entry = RemoveImage { name: name.to_owned(), id };
+    or_none(pool.call(names::DIRECTORY, &entry).await).context(removing)?;
     progress(1, 1);
+    Ok(())
+}
+
+/// Removes all of an image but what leads to it; some of it may be gone already.
+pub(super) async fn remove_image(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
+    if let Some(header) = or_none(Header::read(pool, id).await)? {
+        check(pool, id, &header).await?;
+        remove_data(pool, &header, progress).await?;
+        if let Some(link) = header::parent(pool, id, SnapId::HEAD).await? {
+            detach_child(pool, id, &link.parent).await?;
+        }
+    }
+    for object in [names::header(id), names::object_map(id, SnapId::HEAD)] {
+        or_none(pool.remove(&object).await)?;
+    }
     Ok(())
 }
 
@@ -69,50 +80,47 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
     if !header.snap_context.snaps.is_empty() {
-        return Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots")
-            .with_hint("remove them first: `rbd snap purge`"));
+        return Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots").with_hint(
+            "remove them first: `snap purge`; hidden ones that clones hang on go with those",
+        ));
     }
-    if header.features.contains(Features::OPERATIONS) {
-        let get = proto::rbd::cls::GetOpFeatures {};
-        let operations = OpFeatures(pool.call(&names::header(id), &get).await?);
-        if operations.names().any(|name| name == "group") {
-            return Err(Error::new(Kind::Os(EMLINK), "it belongs to a group")
-                .with_hint("take it out first: `rbd group image rm`"));
-        }
-    }
-    if header::parent(pool, id, SnapId::HEAD).await?.is_some() {
-        return Err(Error::new(Kind::Unsupported, "it is a clone, which cannot be removed yet")
-            .with_hint("use `rbd rm`, or `rbd flatten` first"));
-    }
+    in_a_group(pool, id, header).await?;
     if is_mirrored(pool, id).await? {
         let what = "it is mirrored, and cannot be removed yet";
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
-    let watchers = pool.watchers(&names::header(id)).await?;
-    if let Some(watcher) = watchers.first() {
-        return Err(Error::new(
-            Kind::Busy,
-            format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr)),
-        )
-        .with_hint("close or unmap it; a client that crashed is forgotten after 30 s"));
+    in_use(pool, id).await
+}
+
+/// Refuses an image that is in a group.
+pub(super) async fn in_a_group(pool: &Pool, id: &str, header: &Header) -> Result<()> {
+    if !header.features.contains(Features::OPERATIONS) {
+        return Ok(());
     }
-    Ok(())
+    let get = proto::rbd::cls::GetOpFeatures {};
+    let operations = OpFeatures(pool.call(&names::header(id), &get).await?);
+    match operations.names().any(|name| name == "group") {
+        true => Err(Error::new(Kind::Os(EMLINK), "it belongs to a group")
+            .with_hint("take it out first: `rbd group image rm`")),
+        false => Ok(()),
+    }
+}
+
+/// Refuses an image that somebody has open.
+pub(super) async fn in_use(pool: &Pool, id: &str) -> Result<()> {
+    let watchers = pool.watchers(&names::header(id)).await?;
+    let Some(watcher) = watchers.first() else { return Ok(()) };
+    let what = format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr));
+    Err(Error::new(Kind::Busy, what)
+        .with_hint("close or unmap it; a client that crashed is forgotten after 30 s"))
 }
 
 async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
-    let gone = |error: &Error| error.kind() == Kind::NotFound;
-    match pool.call(names::MIRRORING, &GetMirrorMode {}).await {
-        Ok(0) => return Ok(false),
-        Ok(_) => {}
-        Err(error) if gone(&error) => return Ok(false),
-        Err(error) => return Err(error),
+    if or_none(pool.call(names::MIRRORING, &GetMirrorMode {}).await)?.unwrap_or(0) == 0 {
+        return Ok(false);
     }
     let get = proto::rbd::cls::GetMirrorImage { id: id.to_owned() };
-    match pool.call(names::MIRRORING, &get).await {
-        Ok(_) => Ok(true),
-        Err(error) if gone(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(or_none(pool.call(names::MIRRORING, &get).await)?.is_some())
 }
 
 async fn remove_data(pool: &Pool, header: &Header, progress: Progress<'_>) -> Result<()> {
@@ -133,20 +141,4 @@ async fn remove_data(pool: &Pool, header: &Header, progress: Progress<'_>) -> Re
         progress(done, total);
     })
     .await
-}
-
-/// Removes the header and what leads to it; some of it may be gone already.
-async fn remove_rest(pool: &Pool, name: &str, id: &str) -> Result<()> {
-    for object in [names::header(id), names::object_map(id, SnapId::HEAD), names::id_object(name)] {
-        gone_is_fine(pool.remove(&object).await)?;
-    }
-    let entry = RemoveImage { name: name.to_owned(), id: id.to_owned() };
-    gone_is_fine(pool.call(names::DIRECTORY, &entry).await.map(drop))
-}
-
-fn gone_is_fine(result: Result<()>) -> Result<()> {
-    match result {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        result => result,
-    }
 }

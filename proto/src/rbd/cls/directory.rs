@@ -71,6 +71,12 @@ methods! { "rbd";
         state: u8,
     } -> Empty;
 
+    /// Puts the directory into that state. Fails with `EBUSY` if it has images and shall take none.
+    writes SetDirectoryState("dir_state_set") {
+        /// [`DIRECTORY_READY`] or [`DIRECTORY_ADD_DISABLED`].
+        state: u8,
+    } -> Empty;
+
     /// The namespaces of a pool.
     reads ListNamespaces("namespace_list") {
         /// Names after this one.

@@ -5,8 +5,10 @@
 
 mod directory;
 mod image;
+mod layers;
 pub mod lock;
 mod object_map;
+mod trash;
 mod types;
 
 use bytes::Bytes;
@@ -15,12 +17,16 @@ use crate::denc::{Decode, Encode, Result, decode};
 
 use directory::METHODS as DIRECTORY;
 use image::METHODS as IMAGE;
+use layers::METHODS as LAYERS;
 use lock::METHODS as LOCK;
 use object_map::METHODS as OBJECT_MAP;
+use trash::METHODS as TRASH;
 
 pub use directory::*;
 pub use image::*;
+pub use layers::*;
 pub use object_map::*;
+pub use trash::*;
 pub use types::*;
 
 /// A class method with the input of one call.
@@ -71,7 +77,7 @@ impl AnyMethod {
 
 /// Every method.
 pub fn all() -> impl Iterator<Item = &'static AnyMethod> {
-    [DIRECTORY, IMAGE, LOCK, OBJECT_MAP].into_iter().flatten()
+    [DIRECTORY, IMAGE, LAYERS, LOCK, OBJECT_MAP, TRASH].into_iter().flatten()
 }
 
 /// Nothing.

@@ -1,0 +1,161 @@
+//! Whole images, from their beginning to their end: read ahead and written behind by a bounded number of requests.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+
+use bytes::Bytes;
+
+use super::{Completion, Image, Io, Outcome, Queue, Segment};
+use crate::error::{Error, Kind, Result};
+
+/// How much one request reads or writes, in bytes.
+pub const CHUNK: u64 = 4 << 20;
+
+/// Reads an image in order.
+#[derive(Debug)]
+pub struct Reader {
+    queue: Queue,
+    size: u64,
+    window: u64,
+    /// Where the next request begins, and what is wanted next.
+    asked: u64,
+    at: u64,
+    /// What came out of order, by where it begins.
+    ready: BTreeMap<u64, Vec<Segment>>,
+    done: Vec<Completion>,
+}
+
+impl Reader {
+    /// Reads the image as it is opened, as long as it is now.
+    pub fn new(image: &Image) -> Self {
+        Self {
+            queue: image.queue(),
+            size: image.size(),
+            window: window(image),
+            asked: 0,
+            at: 0,
+            ready: BTreeMap::new(),
+            done: Vec::new(),
+        }
+    }
+
+    /// What is next: where it begins, and its content. Nothing at the end.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// What keeps it from being read.
+    pub async fn next(&mut self) -> Result<Option<(u64, Vec<Segment>)>> {
+        while self.at < self.size {
+            while self.asked < self.size && self.asked - self.at < self.window * CHUNK {
+                let length = CHUNK.min(self.size - self.asked);
+                self.queue.submit(self.asked, Io::Read { offset: self.asked, length });
+                self.asked += length;
+            }
+            if let Some(segments) = self.ready.remove(&self.at) {
+                let at = self.at;
+                self.at += segments.iter().map(Segment::len).sum::<u64>();
+                return Ok(Some((at, segments)));
+            }
+            self.queue.kick();
+            poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
+            for done in self.done.drain(..) {
+                let segments = match done.result? {
+                    Outcome::ReadWhole(data) => vec![Segment::Data(data)],
+                    Outcome::Read(segments) => segments,
+                    _ => return Err(Error::new(Kind::Corrupt, "a read without content")),
+                };
+                self.ready.insert(done.token, segments);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Writes to an image.
+#[derive(Debug)]
+pub struct Writer {
+    queue: Queue,
+    window: u64,
+    in_flight: u64,
+    done: Vec<Completion>,
+}
+
+impl Writer {
+    /// Writes to an image that is open for writing.
+    pub fn new(image: &Image) -> Self {
+        Self { queue: image.queue(), window: window(image), in_flight: 0, done: Vec::new() }
+    }
+
+    /// Writes, once fewer than enough writes are under way.
+    ///
+    /// # Errors
+    /// What keeps this or an earlier one from being written.
+    pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<()> {
+        while self.in_flight >= self.window {
+            self.complete().await?;
+        }
+        self.queue.submit(offset, Io::Write { offset, data });
+        self.queue.kick();
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Returns when everything is on stable storage.
+    ///
+    /// # Errors
+    /// What keeps it from being written.
+    pub async fn finish(&mut self) -> Result<()> {
+        while self.in_flight > 0 {
+            self.complete().await?;
+        }
+        Ok(())
+    }
+
+    async fn complete(&mut self) -> Result<()> {
+        poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
+        self.in_flight -= self.done.len() as u64;
+        self.done.drain(..).try_for_each(|done| done.result.map(drop))
+    }
+}
+
+fn window(image: &Image) -> u64 {
+    image.cluster().config().rbd.concurrent_management_ops
+}
+
+/// The parts of `data` that are not zeros, as long as they can be in whole blocks: where each begins, and its content.
+pub fn nonzero(data: &Bytes, block: usize) -> Vec<(u64, Bytes)> {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for (i, piece) in data.chunks(block.max(1)).enumerate() {
+        if piece.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let (begin, end) = (i * block, i * block + piece.len());
+        match parts.last_mut() {
+            Some((_, last)) if *last == begin => *last = end,
+            _ => parts.push((begin, end)),
+        }
+    }
+    parts.into_iter().map(|(begin, end)| (begin as u64, data.slice(begin..end))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_left_out_in_whole_blocks() {
+        let data = Bytes::from_static(b"ab\0\0\0\0\0c\0\0d");
+        let parts: Vec<_> = nonzero(&data, 2);
+        assert_eq!(
+            parts,
+            [
+                (0, Bytes::from_static(b"ab")),
+                (6, Bytes::from_static(b"\0c")),
+                (10, Bytes::from_static(b"d"))
+            ]
+        );
+        assert!(nonzero(&Bytes::from_static(&[0; 9]), 4).is_empty());
+        assert!(nonzero(&Bytes::new(), 4).is_empty());
+    }
+}
