@@ -49,6 +49,19 @@ impl Context {
         self.model.borrow_mut().fail(what);
     }
 
+    /// What the image is like.
+    fn features(&self) -> Features {
+        let mut features = Features::LAYERING;
+        let mut random = Random::new(self.seed, 4);
+        if random.one_in(2) {
+            features |= Features::EXCLUSIVE_LOCK;
+            if random.one_in(2) {
+                features |= Features::OBJECT_MAP | Features::FAST_DIFF;
+            }
+        }
+        features
+    }
+
     /// Logs in.
     async fn connect(&self, client: usize, timeout: Option<Duration>) -> Result<Cluster> {
         let (host, conf) = {
@@ -82,7 +95,7 @@ impl Context {
             let cluster = self.connect(client, None).await?;
             let pool = cluster.pool("rbd").await?;
             let mut options = CreateOptions::new(SECTORS * SECTOR);
-            (options.order, options.features) = (ORDER, Features::LAYERING);
+            (options.order, options.features) = (ORDER, self.features());
             admin::create(&pool, IMAGE, &options).await
         };
         made.await.expect("an image");
