@@ -176,6 +176,7 @@ pub struct Queue {
     parked: VecDeque<(u64, Io)>,
     /// Operations for which the object map is changed, by their tokens.
     staged: BTreeMap<u64, Staged>,
+    last_staged: u64,
     /// How many of those wait for others to be done with their object.
     blocked: usize,
 }
@@ -205,6 +206,7 @@ impl Queue {
             answered: Vec::new(),
             parked: VecDeque::new(),
             staged: BTreeMap::new(),
+            last_staged: 0,
             blocked: 0,
         }
     }
@@ -340,7 +342,9 @@ impl Queue {
         let mut count = 0;
         for extent in self.image.layout().extents(offset, length) {
             // What is not there is zero already.
-            if matches!(kind, Kind::Zero) && self.reads_as_zeros(extent.object) {
+            let object = extent.object;
+            if matches!(kind, Kind::Zero) && self.reads_as_zeros(object) && !self.is_staged(object)
+            {
                 continue;
             }
             let ops = ops(&extent);

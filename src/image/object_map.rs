@@ -100,6 +100,11 @@ impl ObjectMap {
         free
     }
 
+    /// Waits for whoever ends next.
+    pub(super) fn wait(&self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).awaited = true;
+    }
+
     /// Is done with it. True if somebody waits for that.
     #[must_use]
     pub(super) fn end(&self, object: u64) -> bool {

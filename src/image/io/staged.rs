@@ -45,8 +45,10 @@ pub(super) struct Staged {
     operation: Option<Operation>,
     /// Of a removal that is done, while the map is told.
     result: Option<OpResult>,
-    /// Somebody else is changing the object's state.
+    /// An earlier one on the object comes first.
     blocked: bool,
+    /// The order in which they were submitted.
+    nth: u64,
 }
 
 impl Queue {
@@ -72,8 +74,9 @@ impl Queue {
         }
         if self.blocked > 0 {
             let blocked = self.staged.iter().filter(|(_, staged)| staged.blocked);
-            let tokens: Vec<_> = blocked.map(|(token, _)| *token).collect();
-            for token in tokens {
+            let mut tokens: Vec<_> = blocked.map(|(token, staged)| (staged.nth, *token)).collect();
+            tokens.sort_unstable();
+            for (_, token) in tokens {
                 self.begin_stage(token);
             }
             self.kick();
@@ -89,10 +92,15 @@ impl Queue {
         token: u64,
     ) {
         match &self.live.map {
-            Some(map) if change == Change::Remove || map.state(object) != ObjectState::Exists => {
+            Some(map)
+                if change == Change::Remove
+                    || map.state(object) != ObjectState::Exists
+                    || self.is_staged(object) =>
+            {
                 let (map, operation) = (Arc::clone(map), Some(operation));
-                let staged =
-                    Staged { map, object, change, operation, result: None, blocked: false };
+                let (result, blocked, nth) = (None, false, self.last_staged + 1);
+                self.last_staged = nth;
+                let staged = Staged { map, object, change, operation, result, blocked, nth };
                 self.staged.insert(token, staged);
                 self.begin_stage(token);
             }
@@ -100,16 +108,27 @@ impl Queue {
         }
     }
 
+    /// Whether a change of this object has not gone out yet: nothing may overtake it.
+    #[inline]
+    pub(super) fn is_staged(&self, object: u64) -> bool {
+        !self.staged.is_empty() && self.staged.values().any(|staged| staged.object == object)
+    }
+
     /// Begins to change the map, or waits for whoever does.
     fn begin_stage(&mut self, token: u64) {
+        let Some(staged) = self.staged.get(&token) else { return };
+        let (object, nth) = (staged.object, staged.nth);
+        let first = !self.staged.values().any(|other| other.object == object && other.nth < nth);
         let Some(staged) = self.staged.get_mut(&token) else { return };
         self.blocked -= usize::from(std::mem::take(&mut staged.blocked));
-        if !staged.map.begin(staged.object) {
+        if !first {
+            staged.map.wait();
+        }
+        if !first || !staged.map.begin(object) {
             staged.blocked = true;
             self.blocked += 1;
             return;
         }
-        let object = staged.object;
         match staged.change {
             Change::Write if staged.map.state(object) == ObjectState::Exists => {
                 self.end_stage(token);
