@@ -290,6 +290,24 @@ impl Inner {
         self.pool.announce(&names::header(&self.id), notice.encode());
     }
 
+    /// Nothing can be written any more.
+    pub(super) fn lost(&self, error: &Error) {
+        let why = error.to_string();
+        tracing::error!(image = self.spec(), why, "the image can no longer be written to");
+        let refusal = Refusal { kind: error.kind(), why };
+        self.current.change(|live| {
+            (live.map, live.denied) = (None, Some(refusal));
+            if live.access == Access::Held {
+                live.access = Access::Waiting;
+            }
+        });
+        let mut state = self.lock.state();
+        (state.held, state.map) = (None, None);
+        for tried in state.tries.drain(..) {
+            let _ = tried.send(Err(Error::new(error.kind(), error.to_string())));
+        }
+    }
+
     /// The image has another object map now, or none.
     pub(super) fn replace_map(&self, map: Option<Arc<ObjectMap>>) {
         self.lock.state().map.clone_from(&map);
@@ -382,7 +400,7 @@ impl Task {
             if let Err(error) = done {
                 let image = self.image.spec();
                 match error.kind() {
-                    Kind::Fenced | Kind::Closed => return self.lost(&error),
+                    Kind::Fenced | Kind::Closed => return self.image.lost(&error),
                     _ => tracing::warn!(image, %error, "the exclusive lock"),
                 }
                 tokio::select! {
@@ -452,22 +470,6 @@ impl Task {
             }
             Step::Resume(watch) => self.resume(watch).await,
             Step::Verify => self.verify().await,
-        }
-    }
-
-    /// Nothing can be written any more.
-    fn lost(&self, error: &Error) {
-        let lock = &self.image.lock;
-        let why = error.to_string();
-        tracing::error!(image = self.image.spec(), why, "the image can no longer be written to");
-        let refusal = Refusal { kind: error.kind(), why };
-        self.image.current.change(|live| {
-            (live.access, live.map, live.denied) = (Access::Waiting, None, Some(refusal));
-        });
-        let mut state = lock.state();
-        state.held = None;
-        for tried in state.tries.drain(..) {
-            let _ = tried.send(Err(Error::new(error.kind(), error.to_string())));
         }
     }
 
@@ -608,9 +610,11 @@ impl Task {
         let why = format!("its exclusive lock is kept by {owner}");
         tracing::error!(image = image.spec(), why, "writes fail");
         let refusal = Refusal { kind: Kind::ReadOnly, why };
-        image.current.change(|live| live.denied = Some(refusal));
+        image.current.change(|live| live.denied = Some(refusal.clone()));
         tokio::time::sleep(REFUSED_FOR).await;
-        image.current.change(|live| live.denied = None);
+        image.current.change(|live| {
+            live.denied.take_if(|denied| *denied == refusal);
+        });
         Ok(())
     }
 
@@ -732,7 +736,9 @@ impl Task {
                 Err(error) => return Err(error),
             }
         }
-        let (map, id) = (image.lock.state().map.clone(), image.client_id());
+        // Not in one statement: both lock the state.
+        let id = image.client_id();
+        let map = image.lock.state().map.clone();
         image.current.change(|live| {
             if live.access == Access::Waiting {
                 (live.access, live.map) = (Access::Held, map);

@@ -166,7 +166,11 @@ async fn again(image: &Inner, watch: &mut Watch) -> bool {
                 image.current.change(|live| live.refusal = Some(refusal));
                 return false;
             }
-            Kind::Fenced | Kind::Closed => return false,
+            // Whoever waits for the lock would wait for ever.
+            Kind::Fenced | Kind::Closed => {
+                image.lost(&error);
+                return false;
+            }
             _ => tracing::warn!(image = image.spec(), %error, "watching the image again"),
         }
         tokio::time::sleep(wait).await;
