@@ -15,6 +15,7 @@ mod wires;
 mod world;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use proto::rbd::layout::Layout;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
+use tracing_subscriber::EnvFilter;
 
 use bugs::Bug;
 use clients::{Context, ORDER, Plan, SECTORS, live};
@@ -37,7 +39,7 @@ use world::World;
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// No simulation takes this long on any machine.
-const STUCK: Duration = Duration::from_secs(300);
+const STUCK: Duration = Duration::from_secs(120);
 
 /// Who is who.
 const MAKER: usize = 0;
@@ -143,14 +145,18 @@ fn search(
 ) -> (u64, Option<(u64, Story)>) {
     let seeds = Arc::new(Mutex::new(seeds));
     let over = Arc::new(AtomicBool::new(false));
+    let under_way = Arc::new(Mutex::new(BTreeSet::new()));
     let begun = Instant::now();
     let (sender, stories) = mpsc::channel();
     for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
         let (seeds, over, sender) = (Arc::clone(&seeds), Arc::clone(&over), sender.clone());
+        let under_way = Arc::clone(&under_way);
         std::thread::spawn(move || {
             while begun.elapsed() < limit && !over.load(Ordering::Relaxed) {
                 let Some(seed) = seeds.lock().unwrap().next() else { break };
+                under_way.lock().unwrap().insert(seed);
                 let story = simulate(seed, bug, false);
+                under_way.lock().unwrap().remove(&seed);
                 if sender.send((seed, story)).is_err() {
                     break;
                 }
@@ -170,7 +176,10 @@ fn search(
             }
             Err(RecvTimeoutError::Disconnected) => return (count, found),
             Err(RecvTimeoutError::Timeout) => {
-                panic!("a simulation takes more than {STUCK:?}: it hangs")
+                let seeds = under_way.lock().unwrap();
+                panic!(
+                    "of the seeds {seeds:?} one takes more than {STUCK:?}: it goes round and round"
+                )
             }
         }
         // The other threads finish what they have begun, which may be a smaller seed.
@@ -198,12 +207,18 @@ fn seeds() {
     }
 }
 
-/// Tells the whole story of `SIM_SEED`, with the bug `SIM_BUG` if there is one.
+/// Tells the whole story of `SIM_SEED`, with the bug `SIM_BUG` if there is one, and the client's log.
 #[test]
 fn replay() {
     let Some(seed) = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()) else {
         return;
     };
+    let filter = EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .without_time()
+        .with_ansi(false)
+        .try_init();
     let name = std::env::var("SIM_BUG").unwrap_or_default();
     let bug = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
     let story = simulate(seed, bug, true);
