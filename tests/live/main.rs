@@ -17,6 +17,7 @@ mod map;
 mod matrix;
 mod ops;
 mod placement;
+mod shared;
 mod space;
 mod telemetry;
 mod tools;
