@@ -9,9 +9,10 @@ use bytes::Bytes;
 use proto::msg::object::{HObject, Locator, SnapContext};
 use proto::msg::op::{ObjectList, OsdOp};
 use proto::msg::osd_op::{OpReply, Operation, Reply, flag};
+use proto::msg::snaps::ObjectSnaps;
 use proto::msg::watch::{Watcher, decode_watchers};
 use proto::rbd::cls::Method;
-use proto::types::{Epoch, PoolId};
+use proto::types::{Epoch, PoolId, SnapId};
 
 pub use proto::msg::op::{ListedObject, Op};
 
@@ -258,6 +259,19 @@ impl Pool {
             .context(self.describe(object))?;
         let more = if r.is_empty() { false } else { r.bool().context(self.describe(object))? };
         Ok((values, more))
+    }
+
+    /// The versions of an object, as its snapshots see it; after whatever was sent for it before.
+    ///
+    /// # Errors
+    /// As [`Pool::operate`].
+    pub async fn list_snaps(&self, object: &str) -> Result<ObjectSnaps> {
+        let mut operation = Operation::new(self.locator(), object, vec![Op::ListSnaps.into()]);
+        operation.snap = SnapId::DIR;
+        operation.flags |= flag::RWORDERED;
+        let reply = self.submit(operation).await?;
+        let data = reply.ops.into_iter().next().map(|reply| reply.data).unwrap_or_default();
+        proto::denc::decode(&data, "list-snaps").context(self.describe(object))
     }
 
     /// Who watches an object.

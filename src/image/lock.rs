@@ -32,6 +32,7 @@ use super::Inner;
 use super::admin::address_text;
 use super::live::{Access, Refusal};
 use super::object_map::{ObjectMap, OnDisk};
+use crate::cluster::Cluster;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// What all clients that write share (`ManagedLock::WATCHER_LOCK_TAG`).
@@ -332,6 +333,16 @@ pub(crate) async fn owner(pool: &crate::pool::Pool, id: &str) -> Result<Option<O
     }))
 }
 
+/// Keeps the client with this address from writing anything more. It has another address when it is restarted.
+pub(super) async fn fence_off(cluster: &Cluster, addr: &EntityAddr) -> Result<()> {
+    let addr = address_text(addr);
+    let command =
+        format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{addr}"}}"#);
+    cluster.command(command).await.context(format!("fencing off {addr}"))?;
+    // Whatever is sent from now on makes the OSDs wait for this map.
+    cluster.refresh_map().await
+}
+
 /// The task.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -561,12 +572,7 @@ impl Task {
             image = image.spec(),
             "{dead} has the exclusive lock but does not watch the image: it is fenced off"
         );
-        let addr = address_text(&dead.addr);
-        let command =
-            format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{addr}"}}"#);
-        cluster.command(command).await.context(format!("fencing off {dead}"))?;
-        // Whatever is sent from now on makes the OSDs wait for this map.
-        cluster.refresh_map().await?;
+        fence_off(cluster, &dead.addr).await.context(dead)?;
         let (client, cookie) = (dead.client, dead.cookie.clone());
         let broken = BreakLock { name: RBD_LOCK.to_owned(), client, cookie };
         match pool.call(&names::header(&image.id), &broken).await {

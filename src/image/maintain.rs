@@ -170,6 +170,10 @@ impl Image {
             Maintenance::UpdateMetadata { key, value: None } => {
                 Notes::Image(self.id()).remove(self.pool(), key).await
             }
+            Maintenance::UpdateFeatures { features, enable } => {
+                admin::update_features(self, Features(*features), *enable).await
+            }
+            Maintenance::RebuildObjectMap => admin::rebuild_object_map(self, progress).await,
             other => Err(Error::new(
                 Kind::Unsupported,
                 format!("image {}: not built yet: {other:?}", self.spec()),

@@ -88,6 +88,11 @@ impl ObjectMap {
         self.trusted.store(false, Ordering::Relaxed);
     }
 
+    /// It may be relied on again.
+    pub(super) fn trust(&self) {
+        self.trusted.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.load(Ordering::Relaxed)
     }
@@ -281,6 +286,11 @@ impl OnDisk<'_> {
         let resize = ResizeObjectMap { objects, state: ObjectState::Absent as u8 };
         let ops = vec![assert_ours(), call(&resize)];
         self.pool.operate_write(&self.name(SnapId::HEAD), ops).await.map(drop)
+    }
+
+    /// Removes that of the head or of a snapshot.
+    pub(super) async fn remove(&self, snap: SnapId) -> Result<()> {
+        gone_is_fine(self.pool.remove(&self.name(snap)).await)
     }
 }
 

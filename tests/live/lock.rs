@@ -169,7 +169,7 @@ fn a_dead_owner_is_fenced_off() {
 }
 
 /// fio on librbd that writes slowly and for long.
-fn librbd_writer(ceph: &Ceph, image: &str) -> Child {
+pub(crate) fn librbd_writer(ceph: &Ceph, image: &str) -> Child {
     let name = format!("--rbdname={image}");
     let child = Command::new("fio")
         .args(["--name=w", "--ioengine=rbd", "--clientname=admin", "--pool=rbd", &name])

@@ -13,6 +13,7 @@ mod keys;
 mod layers;
 mod load;
 mod lock;
+mod maintain;
 mod map;
 mod matrix;
 mod ops;

@@ -10,4 +10,5 @@ pub mod object;
 pub mod op;
 pub mod osd_map;
 pub mod osd_op;
+pub mod snaps;
 pub mod watch;

@@ -501,6 +501,51 @@ mod tests {
         assert_eq!(Notice::decode(&header_update()), Ok(Notice::HeaderUpdate));
     }
 
+    /// As librbd 20.2.4 asks an owner, on `rbd resize` and so on. 16.2.15 and 18.2.7 send the same.
+    const ASKED: [(&str, &str); 7] = [
+        (
+            "Resize { size: 134217728, may_shrink: false }",
+            "0701250000000700000000000008000000001710000000000000c04a00dc1d7f0000010000000000000000",
+        ),
+        (
+            "SnapCreate { namespace: User, name: \"b\", flags: 0 }",
+            "070133000000080000000100000062010104000000000000001910000000000000801c016c487f0\
+             00001000000000000000000000000000000",
+        ),
+        (
+            "Rename { name: \"q\" }",
+            "0701210000000e0000000100000071231000000000000050f500d0097f00000100000000000000",
+        ),
+        (
+            "UpdateMetadata { key: \"key\", value: Some(\"value\") }",
+            "07012d00000014000000030000006b6579010500000076616c75652510000000000000f0f2008cd37f00000100000000000000",
+        ),
+        (
+            "UpdateFeatures { features: 24, enable: false }",
+            "0701250000000f0000001800000000000000002910000000000000b01b01fcf97f00000100000000000000",
+        ),
+        (
+            "RebuildObjectMap",
+            "07011c0000000a0000002d1000000000000090f2005c8f7f00000100000000000000",
+        ),
+        (
+            "Sparsify { size: 4096 }",
+            "070124000000110000002f10000000000000f0f200b0497f000001000000000000000010000000000000",
+        ),
+    ];
+
+    #[test]
+    fn what_librbd_asks_is_understood() {
+        for (expected, hex) in ASKED {
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            let notice = Notice::decode(&bytes).unwrap();
+            assert_eq!(&notice.encode()[..], &bytes[..], "{expected}");
+            let Notice::Request(what, Some(id)) = notice else { panic!("{notice:?}") };
+            assert_eq!((format!("{what:?}").as_str(), id.number), (expected, 1));
+        }
+    }
+
     #[test]
     fn every_request_survives_the_way() {
         let (namespace, name) = (SnapshotNamespace::User, "s".to_owned());

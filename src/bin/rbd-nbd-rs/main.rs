@@ -9,12 +9,15 @@ mod create;
 mod daemon;
 mod demo;
 mod export;
+mod feature;
 mod image_meta;
 mod import;
 mod info;
 mod list;
+mod lock;
 mod map;
 mod namespace;
+mod object_map;
 mod osd_map;
 mod output;
 mod progress;
@@ -64,6 +67,12 @@ enum Verb {
     Resize(resize::Resize),
     #[command(visible_alias = "mv")]
     Rename(rename::Rename),
+    #[command(subcommand)]
+    Feature(feature::Feature),
+    #[command(subcommand)]
+    Lock(lock::Lock),
+    #[command(subcommand)]
+    ObjectMap(object_map::ObjectMap),
     Status(status::Status),
     Children(children::Children),
     #[command(subcommand)]
@@ -166,6 +175,9 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Remove(remove) => remove.run(&cluster).await,
             Verb::Resize(resize) => resize.run(&cluster).await,
             Verb::Rename(rename) => rename.run(&cluster).await,
+            Verb::Feature(feature) => feature.run(&cluster).await,
+            Verb::Lock(lock) => lock.run(&cluster).await,
+            Verb::ObjectMap(object_map) => object_map.run(&cluster).await,
             Verb::Status(status) => status.run(&cluster).await,
             Verb::Children(children) => children.run(&cluster).await,
             Verb::Snap(snap) => snap.run(&cluster).await,

@@ -1,0 +1,221 @@
+//! Making an object map anew from the objects that there are, and comparing one with them
+//! (`librbd/operation/RebuildObjectMapRequest.cc`, `ObjectMapIterate.cc`).
+
+use std::sync::Arc;
+
+use proto::msg::snaps::ObjectSnaps;
+use proto::rbd::names::{self, DataNames};
+use proto::rbd::{Features, ObjectState, ObjectStates, notify};
+use proto::types::SnapId;
+use tokio::task::JoinSet;
+
+use super::features::{set_flags, versions};
+use super::objects::Progress;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::object_map::{ObjectMap, OnDisk};
+use crate::image::{Image, header};
+use crate::pool::Pool;
+
+/// Makes the object maps of an image and of all its snapshots anew, while it is written to.
+///
+/// Other clients that have the image open are told. The exclusive lock must be ours: [`Image::maintain`] sees to that.
+///
+/// # Errors
+/// [`Kind::Invalid`] if the image has no object map; whatever keeps its objects from being looked at.
+pub async fn rebuild_object_map(image: &Image, progress: Progress<'_>) -> Result<()> {
+    let doing = format!("image {}", image.spec());
+    check_feature(image).context(&doing)?;
+    let map = image.0.current.get().map.clone();
+    let map = map.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("{doing}: the exclusive lock has just been handed on"))
+    })?;
+    let maps = Maps::of(image).await.context(&doing)?;
+    let snapshots = maps.look(image, Some(&map), progress).await.context(&doing)?;
+    for (snap, states) in snapshots {
+        image.0.on_disk_map().save(snap, states).await.context(&doing)?;
+    }
+    set_flags(image, false).await.context(&doing)?;
+    map.trust();
+    image.refresh().await?;
+    let header = names::header(image.id());
+    image.pool().notify(&header, notify::header_update()).await.context(doing).map(drop)
+}
+
+/// Compares the object maps of an image and of all its snapshots with its objects. One that is wrong is marked as
+/// invalid. Returns whether all are right.
+///
+/// # Errors
+/// As [`rebuild_object_map`].
+pub async fn check_object_map(image: &Image, progress: Progress<'_>) -> Result<bool> {
+    let doing = format!("image {}", image.spec());
+    check_feature(image).context(&doing)?;
+    let maps = Maps::of(image).await.context(&doing)?;
+    let disk = image.0.on_disk_map();
+    let mut right = true;
+    for (snap, found) in maps.look(image, None, progress).await.context(&doing)? {
+        let claimed = match disk.load(snap).await {
+            Ok(claimed) => Some(claimed),
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Invalid) => None,
+            Err(error) => return Err(error.context(doing)),
+        };
+        // What is being removed may be gone already.
+        let agree = claimed.is_some_and(|claimed| {
+            claimed.len() == found.len()
+                && claimed.iter().zip(found.iter()).all(|(claimed, found)| {
+                    claimed == found
+                        || (claimed, found) == (ObjectState::Pending, ObjectState::Absent)
+                })
+        });
+        if !agree {
+            disk.invalidate(snap).await.context(&doing)?;
+            right = false;
+        }
+    }
+    if !right {
+        let header = names::header(image.id());
+        image.pool().notify(&header, notify::header_update()).await.context(doing)?;
+    }
+    Ok(right)
+}
+
+fn check_feature(image: &Image) -> Result<()> {
+    match image.header().features.contains(Features::OBJECT_MAP) {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Invalid, "it has no object map")),
+    }
+}
+
+/// What maps an image has, oldest snapshot first, the head last.
+struct Maps {
+    /// Each with the number of its objects.
+    versions: Vec<(SnapId, u64)>,
+    fast_diff: bool,
+}
+
+impl Maps {
+    async fn of(image: &Image) -> Result<Self> {
+        let header = image.header();
+        let mut sizes = Vec::new();
+        for snap in versions(image).into_iter().rev() {
+            let size = match snap {
+                SnapId::HEAD => header.size,
+                snap => header::snapshot(image.pool(), image.id(), snap).await?.image_size,
+            };
+            sizes.push((snap, header.layout.objects(size)));
+        }
+        Ok(Self { versions: sizes, fast_diff: header.features.contains(Features::FAST_DIFF) })
+    }
+
+    /// The states that an object has, by what the OSD says.
+    fn states(&self, snaps: &ObjectSnaps) -> Vec<ObjectState> {
+        let mut before = None;
+        let mut states = Vec::with_capacity(self.versions.len());
+        for (at, (snap, _)) in self.versions.iter().enumerate() {
+            let version = snaps.at(*snap).map(|version| version.id);
+            states.push(match version {
+                None => ObjectState::Absent,
+                // The same version as at the snapshot before.
+                Some(_) if self.fast_diff && at > 0 && version == before => ObjectState::Clean,
+                Some(_) => ObjectState::Exists,
+            });
+            before = version;
+        }
+        states
+    }
+
+    /// Looks at all objects. The head's states go into its map, if that is given, while it is in use; otherwise they
+    /// come back with the snapshots'.
+    async fn look(
+        &self,
+        image: &Image,
+        head: Option<&Arc<ObjectMap>>,
+        progress: Progress<'_>,
+    ) -> Result<Vec<(SnapId, ObjectStates)>> {
+        let mut maps: Vec<_> = (self.versions.iter())
+            .map(|(snap, objects)| (*snap, ObjectStates::new(*objects, ObjectState::Absent)))
+            .collect();
+        let total = self.versions.iter().map(|(_, objects)| *objects).max().unwrap_or(0);
+        let mut names = DataNames::new(&image.header().object_prefix);
+        let window = image.cluster().config().rbd.concurrent_management_ops.max(1) as usize;
+        let (mut next, mut done, mut under_way) = (0, 0, JoinSet::new());
+        progress(0, total);
+        while done < total {
+            while next < total && under_way.len() < window {
+                let name = String::from_utf8_lossy(names.of(next)).into_owned();
+                let (pool, object) = (image.data_pool().clone(), next);
+                let claim = head.map(|map| Claim::new(image, Arc::clone(map), object));
+                under_way.spawn(async move {
+                    // Before it is looked at: whoever writes to it from now on waits.
+                    if let Some(claim) = &claim {
+                        claim.take().await;
+                    }
+                    let snaps = list_snaps(&pool, &name).await;
+                    (object, claim, snaps)
+                });
+                next += 1;
+            }
+            let Some(looked) = under_way.join_next().await else { break };
+            let (object, claim, snaps) = looked
+                .map_err(|error| Error::new(Kind::Closed, "a task ended").with_source(error))?;
+            let states = self.states(&snaps?);
+            for ((_, map), state) in maps.iter_mut().zip(&states) {
+                map.set(object, *state);
+            }
+            if let (Some(claim), Some(state)) = (claim, states.last()) {
+                claim.set(image, *state).await?;
+            }
+            done += 1;
+            progress(done, total);
+        }
+        if head.is_some() {
+            maps.pop();
+        }
+        Ok(maps)
+    }
+}
+
+/// The sole right to change the state of an object in the head's map.
+struct Claim {
+    image: Image,
+    map: Arc<ObjectMap>,
+    object: u64,
+}
+
+impl Claim {
+    fn new(image: &Image, map: Arc<ObjectMap>, object: u64) -> Self {
+        Self { image: image.clone(), map, object }
+    }
+
+    async fn take(&self) {
+        while !self.map.begin(self.object) {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        // Nobody relies on it while it is looked at.
+        self.map.set(self.object, ObjectState::Pending);
+    }
+
+    async fn set(&self, image: &Image, state: ObjectState) -> Result<()> {
+        let disk: OnDisk<'_> = image.0.on_disk_map();
+        let objects = image.layout().objects(image.size());
+        if self.object < objects {
+            disk.update((self.object, self.object + 1), state, None).await?;
+            self.map.set(self.object, state);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.map.end(self.object) {
+            self.image.0.current.nudge();
+        }
+    }
+}
+
+async fn list_snaps(pool: &Pool, object: &str) -> Result<ObjectSnaps> {
+    match pool.list_snaps(object).await {
+        Err(error) if error.kind() == Kind::NotFound => Ok(ObjectSnaps::default()),
+        snaps => snaps,
+    }
+}
