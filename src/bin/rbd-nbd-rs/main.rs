@@ -52,7 +52,7 @@ enum Command {
     #[command(flatten)]
     Verb(Box<Verb>),
     #[command(flatten)]
-    Map(map::Verb),
+    Map(Box<map::Verb>),
     Demo(demo::Demo),
 }
 
@@ -125,7 +125,7 @@ fn main() -> ExitCode {
             Verb::Status(status) if status.asks_daemon() => status.ask_daemon(),
             verb => run(verb, &ceph),
         },
-        Command::Map(verb) => map::run(verb, &ceph),
+        Command::Map(verb) => map::run(*verb, &ceph),
         // It brings its own cluster.
         Command::Demo(demo) => demo.run(),
     };
