@@ -5,6 +5,7 @@
 //! `[client.NAME]`, `[client]` and `[global]`, default. Options that nothing here reads are ignored.
 
 mod args;
+mod dns;
 mod file;
 mod mon_host;
 mod values;
@@ -23,6 +24,7 @@ pub use mon_host::MonHost;
 pub use values::Origin;
 
 use file::ConfFile;
+use mon_host::PORT_V1;
 use values::{Value, Values};
 
 /// What the configuration is read from: the process's environment and the file system, or a test's own.
@@ -110,11 +112,23 @@ pub enum ConfigError {
     #[error("{0:?} is no name: expected TYPE.ID, such as client.admin")]
     Name(String),
     /// Nothing says where the monitors are.
-    #[error("no monitors: set \"mon host\" in {place}, or give -m")]
+    #[error(
+        "no monitors: set \"mon host\" in {place}, or give -m, or have DNS know {service} ({source})"
+    )]
     NoMonitors {
         /// Where it could be set.
         place: String,
+        /// The service that DNS was asked for.
+        service: String,
+        /// Why that is not known.
+        source: io::Error,
     },
+    /// A service whose hosts do not speak messenger v2.
+    #[error(
+        "DNS knows {0} with ports of messenger v1 only; messenger v2 (usually port 3300) is needed: enable it with \
+         \"ceph mon enable-msgr2\" and add its port"
+    )]
+    OnlyV1Service(String),
     /// Monitors that do not speak messenger v2.
     #[error(
         "mon_host = {value:?} (set in {origin}) has only messenger v1 addresses; messenger v2 (usually port 3300) is \
@@ -330,14 +344,15 @@ impl Config {
         let mut addrs = Vec::new();
         let mut failed = Vec::new();
         let mut last = None;
-        for monitor in &self.monitors {
+        for monitor in &self.named_monitors().await? {
             match monitor {
+                MonHost::Service { .. } => {}
                 MonHost::Addr(addr) => addrs.push(*addr),
                 MonHost::Name(name, port) => {
                     match tokio::net::lookup_host((name.as_str(), *port)).await {
                         Ok(found) => addrs.extend(found),
                         Err(error) => {
-                            failed.push(name.as_str());
+                            failed.push(name.clone());
                             last = Some(error);
                         }
                     }
@@ -353,6 +368,23 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The monitors by address or name, after DNS was asked where nothing else names them.
+    async fn named_monitors(&self) -> Result<Vec<MonHost>, ConfigError> {
+        let [MonHost::Service { name, place }] = self.monitors.as_slice() else {
+            return Ok(self.monitors.clone());
+        };
+        let hosts = dns::hosts(name).await.map_err(|source| ConfigError::NoMonitors {
+            place: place.clone(),
+            service: name.clone(),
+            source,
+        })?;
+        let v2 = hosts.into_iter().filter(|host| host.port != PORT_V1);
+        let v2: Vec<_> = v2.map(|host| MonHost::Name(host.name, host.port)).collect();
+        if v2.is_empty() { Err(ConfigError::OnlyV1Service(name.clone())) } else { Ok(v2) }
+    }
+}
+
 fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, ConfigError> {
     let value = values.get("mon_host");
     let hosts = mon_host::parse(&value.text)
@@ -360,13 +392,19 @@ fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, C
     match (&values.path, hosts.v2.is_empty(), hosts.v1_only.is_empty()) {
         (_, false, _) => Ok(hosts.v2),
         (_, true, false) => Err(ConfigError::OnlyV1 { value: value.text, origin: value.origin }),
-        (Some(path), true, true) => {
-            Err(ConfigError::NoMonitors { place: path.display().to_string() })
-        }
-        (None, true, true) => {
-            Err(ConfigError::NoMonitors { place: format!("one of {}", list(searched)) })
-        }
+        (Some(path), true, true) => Ok(vec![service(values, path.display().to_string())]),
+        (None, true, true) => Ok(vec![service(values, format!("one of {}", list(searched)))]),
     }
+}
+
+/// The service that DNS is asked for: `mon_dns_srv_name`, which may have a domain behind an underscore.
+fn service(values: &Values<'_>, place: String) -> MonHost {
+    let value = values.get("mon_dns_srv_name").text;
+    let name = match value.split_once('_') {
+        Some((service, domain)) => format!("_{service}._tcp.{domain}"),
+        None => format!("_{value}._tcp"),
+    };
+    MonHost::Service { name, place }
 }
 
 fn mount_timeout(values: &Values<'_>) -> Result<Duration, ConfigError> {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 const PORT_V2: u16 = 3300;
-const PORT_V1: u16 = 6789;
+pub(super) const PORT_V1: u16 = 6789;
 
 /// Where a monitor listens for messenger v2.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,13 @@ pub enum MonHost {
     Addr(SocketAddr),
     /// A name, to be looked up when it is dialled, and a port.
     Name(String, u16),
+    /// Wherever DNS says that a service is, such as `_ceph-mon._tcp`.
+    Service {
+        /// Its name.
+        name: String,
+        /// Where monitors could have been named instead, for errors.
+        place: String,
+    },
 }
 
 impl fmt::Display for MonHost {
@@ -24,6 +31,7 @@ impl fmt::Display for MonHost {
         match self {
             Self::Addr(addr) => write!(f, "v2:{addr}"),
             Self::Name(name, port) => write!(f, "v2:{name}:{port}"),
+            Self::Service { name, .. } => f.write_str(name),
         }
     }
 }
@@ -142,6 +150,7 @@ fn v2(address: Address, guess: bool) -> Option<MonHost> {
     Some(match address.host {
         MonHost::Addr(addr) => MonHost::Addr(SocketAddr::new(addr.ip(), port)),
         MonHost::Name(name, _) => MonHost::Name(name, port),
+        service @ MonHost::Service { .. } => service,
     })
 }
 

@@ -202,10 +202,6 @@ fn errors_say_where() {
         "no configuration file: /a.conf, /b.conf not found"
     );
     assert_eq!(
-        Host::default().error(""),
-        "no monitors: set \"mon host\" in one of /etc/ceph/ceph.conf, /.ceph/ceph.conf, ceph.conf, or give -m"
-    );
-    assert_eq!(
         Host::default().error("-n admin"),
         "\"admin\" is no name: expected TYPE.ID, such as client.admin"
     );
@@ -326,4 +322,18 @@ fn ceph_conf_agrees() {
         }
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn dns_is_asked_where_nothing_names_the_monitors() {
+    let place = "one of /etc/ceph/ceph.conf, /.ceph/ceph.conf, ceph.conf";
+    for (line, service) in [
+        ("", "_ceph-mon._tcp"),
+        ("--mon-dns-srv-name other", "_other._tcp"),
+        ("--mon-dns-srv-name ceph-mon_example.com", "_ceph-mon._tcp.example.com"),
+    ] {
+        let config = Host::default().load(line).unwrap();
+        let service = MonHost::Service { name: service.to_owned(), place: place.to_owned() };
+        assert_eq!(config.monitors, [service], "{line}");
+    }
 }

@@ -52,6 +52,7 @@ fn default(name: &str) -> &'static str {
         "keyring" => {
             "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin,"
         }
+        "mon_dns_srv_name" => "ceph-mon",
         "ms_client_mode" => "crc secure",
         "ms_mon_client_mode" => "secure crc",
         "objecter_inflight_op_bytes" => "104857600",

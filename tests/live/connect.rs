@@ -14,6 +14,25 @@ fn every_mode_and_authentication_carries_data() {
     {
         let ceph = Ceph::start(Options { auth, mode, ..Options::default() });
         carries_data(&ceph, &[]);
+        // A client that must not do what the cluster does.
+        let ours = if mode == Mode::Crc { "secure" } else { "crc" };
+        if auth == Auth::Cephx {
+            let option = format!("--ms_mon_client_mode={ours}");
+            refused(&ceph, &[&option, "rbd/any"], &["crc", "secure", "ms_mon_client_mode"]);
+            let client = format!("--ms_client_mode={ours}");
+            let limit = "--rados_osd_op_timeout=5";
+            let ran = ceph.ours(&["info", "rbd/any", &client, limit]);
+            assert!(ran.err.contains("the osds allow connections in"), "{ran}");
+            ran.refused();
+        }
+    }
+}
+
+#[test]
+fn monitors_of_messenger_v1_alone_are_called_that() {
+    let ceph = one_osd();
+    for hosts in ["v1:127.0.0.1:6789", "[v1:127.0.0.1:6789/0]", "127.0.0.1:6789"] {
+        refused(ceph, &["--mon-host", hosts, "rbd/any"], &["messenger v2", "enable-msgr2"]);
     }
 }
 

@@ -55,7 +55,7 @@ fn tickets_are_renewed_while_nobody_waits() {
     for release in releases {
         let ceph = cluster(*release, Auth::Cephx);
         let keyring = ceph.create_client("client.writer", WRITER);
-        let log = under_load(&ceph, 20, &as_writer(&keyring), |serve| {
+        let log = under_load(&ceph, &as_writer(&keyring), |serve| {
             // Every ticket that it began with has ended twice over.
             wait_for("renewals", serve, || count(serve, FRESH) >= 6);
             assert!(!serve.log().contains("lost"), "no connection ends for it: {}", serve.log());
@@ -76,7 +76,7 @@ fn keys_and_ciphers_change_under_load() {
         let ceph = cluster(Release::Tentacle, auth);
         let aes = if auth == Auth::Mixed { &["--key_type=aes"][..] } else { &[] };
         let keyring = ceph.create_client("client.writer", &[WRITER, aes].concat());
-        let log = under_load(&ceph, 60, &as_writer(&keyring), |serve| {
+        let log = under_load(&ceph, &as_writer(&keyring), |serve| {
             change_the_key(&ceph, serve, &keyring, aes);
             wipe_rotating_keys(&ceph, serve);
             switch_ciphers(&ceph, serve, auth, &keyring);
@@ -97,7 +97,7 @@ fn the_key_changes_under_load() {
         let caps = ["--cap", "mon", "profile rbd", "--cap", "osd", "profile rbd"];
         let make = [&["-C", path, "--gen-key", "-n", "client.writer"][..], &caps].concat();
         ceph.run("ceph-authtool", &make).ok();
-        under_load(&ceph, 15, &as_writer(&keyring), |serve| {
+        under_load(&ceph, &as_writer(&keyring), |serve| {
             ceph.ceph(&["auth", "import", "-i", path]);
             renewed_key(&ceph, serve, &keyring, &fs::read_to_string(&new).unwrap());
         });

@@ -1,31 +1,39 @@
 //! A load that goes on while something happens, and that says whether anything was lost or stale.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 
 use crate::fio_report;
 use crate::support::{Ceph, Serve};
 
-/// Bytes that each of four jobs writes in a second.
+/// Bytes that each of four jobs writes in a second, and in a round.
 const RATE: u32 = 1600 << 10;
+const ROUND: u32 = 8 * RATE;
 
-/// Runs `happening` while fio writes to an image through our export for that many seconds. What was written is read
-/// again and verified all along: a block that is not what was written last, or any error, is a failure. In the end
-/// librbd has to find the same. `options` are for `serve`. Returns all that it said.
+/// Runs `happening` while fio writes to an image through our export, round after round over all of it. What was written
+/// is read again and verified all along: a block that is not what was written last, or any error, is a failure. In the
+/// end librbd has to find the same. `options` are for `serve`. Returns all that it said.
 #[track_caller]
-pub(crate) fn under_load(
-    ceph: &Ceph,
-    seconds: u32,
-    options: &[&str],
-    happening: impl FnOnce(&Serve),
-) -> String {
-    let size = format!("{}B", 4 * seconds * RATE);
+pub(crate) fn under_load(ceph: &Ceph, options: &[&str], happening: impl FnOnce(&Serve)) -> String {
+    let size = format!("{}B", 4 * ROUND);
     ceph.rbd(&["create", "--size", &size, "--image-feature", "layering", "loaded"]);
     let filter = Some("warn,ceph_native=debug");
     let mut serve = ceph.serve_telling(&[options, &["rbd/loaded"]].concat(), filter);
     let uri = serve.uri("rbd/loaded");
+    let over = AtomicBool::new(false);
     scope(|scope| {
-        let fio = scope.spawn(|| fio(ceph, &uri, seconds));
-        happening(&serve);
+        let fio = scope.spawn(|| {
+            for round in 1.. {
+                fio(ceph, &uri, round);
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        {
+            let _over = Over(&over);
+            happening(&serve);
+        }
         fio.join().unwrap();
     });
     serve.assert_running();
@@ -33,10 +41,20 @@ pub(crate) fn under_load(
     serve.log()
 }
 
+/// Ends the load, also when what happens fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One round. Each writes something else, so that what an earlier one wrote is not taken for it.
 #[track_caller]
-fn fio(ceph: &Ceph, uri: &str, seconds: u32) {
-    let (uri, size) = (format!("--uri={uri}"), seconds * RATE);
-    let (size, offset) = (format!("--size={size}"), format!("--offset_increment={size}"));
+fn fio(ceph: &Ceph, uri: &str, round: u32) {
+    let (uri, seed) = (format!("--uri={uri}"), format!("--randseed={round}"));
+    let (size, offset) = (format!("--size={ROUND}"), format!("--offset_increment={ROUND}"));
     let rate = format!("--rate={RATE},{RATE}");
     let args = [
         "--name=load",
@@ -46,6 +64,7 @@ fn fio(ceph: &Ceph, uri: &str, seconds: u32) {
         "--bssplit=512/20:4k/30:16k/20:20k/10:64k/15:256k/5",
         "--iodepth=8",
         "--numjobs=4",
+        &seed,
         &size,
         &offset,
         &rate,
@@ -59,7 +78,7 @@ fn fio(ceph: &Ceph, uri: &str, seconds: u32) {
         "--output-format=json",
     ];
     // A busy machine takes longer, and may.
-    let ran = ceph.run_for("fio", &args, 60 + 10 * seconds);
+    let ran = ceph.run_for("fio", &args, 300);
     let message = ran.to_string();
     let report = fio_report(&ran.ok());
     let job = &report["jobs"][0];

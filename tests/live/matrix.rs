@@ -28,8 +28,8 @@ fn row(release: Release, mode: Mode) {
     let version = ceph.ceph(&["--version"]);
     let version = version.split(' ').nth(2).unwrap();
     let cells = [
-        ("replicated", &["--size", "32M"][..]),
-        ("coded", &["--size", "32M", "--data-pool", "coded"]),
+        ("replicated", &["--size", "16M"][..]),
+        ("coded", &["--size", "16M", "--data-pool", "coded"]),
     ];
     let cells = cells.map(|(name, options)| {
         let begun = Instant::now();

@@ -286,6 +286,61 @@ impl Ceph {
         self.kill(&format!("mon.{}", mon_name(i)));
     }
 
+    /// Makes one more monitor, which joins the others.
+    #[track_caller]
+    pub(crate) fn add_mon(&self, i: u32, addr: &str) {
+        let name = mon_name(i);
+        let path = |name: &str| self.dir.join(name).to_str().unwrap().to_owned();
+        let (conf, monmap, keyring) = (path("ceph.conf"), path("monmap"), path("keyring"));
+        self.ceph(&["mon", "getmap", "-o", &monmap]);
+        let _ = fs::remove_dir_all(self.dir.join("mon").join(name));
+        fs::create_dir_all(self.dir.join("mon").join(name)).unwrap();
+        let what = ["--mkfs", "--monmap", &monmap, "--keyring", &keyring];
+        self.run("ceph-mon", &[&["-c", &conf, "-i", name][..], &what].concat()).ok();
+        let addr = format!("[v2:{addr}]");
+        let args = ["-f", "-i", name, "-c", &conf, "--public-addrv", &addr];
+        self.spawn("ceph-mon", &format!("mon.{name}"), &args);
+        self.wait_for_quorum(|quorum| quorum.contains(&name));
+    }
+
+    /// Takes a monitor out of the map, then kills it. Others must have been named before.
+    #[track_caller]
+    pub(crate) fn remove_mon(&self, i: u32) {
+        let name = mon_name(i);
+        self.ceph(&["mon", "remove", name]);
+        self.wait_for_quorum(|quorum| !quorum.contains(&name));
+        self.kill_mon(i);
+    }
+
+    /// Has programs that start from now on find the monitors here.
+    pub(crate) fn name_mons(&self, addrs: &[&str]) {
+        let addrs: Vec<_> = addrs.iter().map(|addr| format!("[v2:{addr}]")).collect();
+        let text = fs::read_to_string(self.conf()).unwrap();
+        let lines = text.lines().map(|line| match line.starts_with("mon host = ") {
+            true => format!("mon host = {}\n", addrs.join(",")),
+            false => format!("{line}\n"),
+        });
+        fs::write(self.conf(), lines.collect::<String>()).unwrap();
+    }
+
+    #[track_caller]
+    fn wait_for_quorum(&self, is_right: impl Fn(&[&str]) -> bool) {
+        let begun = Instant::now();
+        loop {
+            // The monitor that is asked may be the one that goes.
+            let ran = self.run_for("ceph", &["quorum_status", "--format", "json"], 20);
+            let message = ran.to_string();
+            let status = if ran.code == 0 { ran.json() } else { serde_json::Value::Null };
+            let names = status["quorum_names"].as_array();
+            let names = names.map(|names| names.iter().filter_map(|name| name.as_str()).collect());
+            if names.is_some_and(|names: Vec<_>| is_right(&names)) {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(120), "{message}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     pub(crate) fn start_osd(&self, i: u32) {
         self.start_daemon("ceph-osd", &format!("osd.{i}"));
     }
