@@ -6,6 +6,7 @@ mod killed;
 mod memory;
 mod network;
 mod thrash;
+mod upgrade;
 
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};

@@ -108,6 +108,8 @@ pub(crate) struct Ceph {
     dir: PathBuf,
     ip: Ipv4Addr,
     options: Options,
+    /// That of programs and daemons from now on.
+    release: Mutex<Release>,
     daemons: Mutex<BTreeMap<String, Child>>,
     reaper: Mutex<Option<(Child, ChildStdin)>>,
     /// Holding the UDP port keeps other test processes from taking the same address.
@@ -176,6 +178,7 @@ impl Ceph {
             reaper: Mutex::new(Some(reaper(&dir))),
             dir,
             ip: options.ip.unwrap_or(ip),
+            release: Mutex::new(options.release),
             options,
             daemons: Mutex::default(),
             _address: address,
@@ -225,7 +228,7 @@ impl Ceph {
 
     /// How to run a program of the cluster's release.
     fn invocation(&self, program: &str) -> (String, Vec<String>) {
-        match self.options.release {
+        match *self.release.lock().unwrap() {
             Release::Pacific => (program.to_owned(), Vec::new()),
             release => {
                 let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/in-release");
@@ -276,6 +279,14 @@ impl Ceph {
         let path = keyring.to_str().unwrap();
         self.ceph(&[&["auth", "get-or-create", name], caps, &["-o", path]].concat());
         keyring
+    }
+
+    /// From now on programs are of this release, and daemons that are started.
+    pub(crate) fn set_release(&self, release: Release) {
+        *self.release.lock().unwrap() = release;
+        // The file ends with the OSDs' section.
+        let mut conf = File::options().append(true).open(self.conf()).unwrap();
+        conf.write_all(later_osds(release).as_bytes()).unwrap();
     }
 
     pub(crate) fn start_mon(&self, i: u32) {
@@ -462,14 +473,7 @@ impl Ceph {
                 Mode::Secure => writeln!(modes, "ms_{option}_mode = secure").unwrap(),
             }
         }
-        // Debian's builds of the later releases look for object classes below the working directory.
-        let classes = match release {
-            Release::Pacific => String::new(),
-            _ => format!(
-                "osd class dir = /usr/lib/{}-linux-gnu/rados-classes\nosd mclock skip benchmark = true\n",
-                std::env::consts::ARCH
-            ),
-        };
+        let classes = later_osds(*release);
         format!(
             "[global]
 fsid = {fsid}
@@ -569,6 +573,17 @@ impl Drop for Ceph {
             drop(stdin);
             let _ = reaper.wait();
         }
+    }
+}
+
+/// What OSDs of later releases need to be told. Debian's builds look for object classes below the working directory.
+fn later_osds(release: Release) -> String {
+    match release {
+        Release::Pacific => String::new(),
+        _ => format!(
+            "osd class dir = /usr/lib/{}-linux-gnu/rados-classes\nosd mclock skip benchmark = true\n",
+            std::env::consts::ARCH
+        ),
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Connection {
     heard: Instant,
     /// Whether it was asked to say something since.
     asked: bool,
+    /// How much of a frame was there when it was last heard of.
+    unfinished: usize,
 }
 
 enum State {
@@ -131,6 +133,7 @@ impl Connection {
             in_seq: 0,
             heard: now,
             asked: false,
+            unfinished: 0,
         }
     }
 
@@ -150,10 +153,14 @@ impl Connection {
             match std::mem::replace(&mut self.state, State::Ended) {
                 State::Ready { lossy } => {
                     self.state = State::Ready { lossy };
-                    self.heard = now;
-                    self.asked = false;
+                    // Drops of a frame that does not come to its end count for nothing.
+                    let mut heard = input.len() >= self.unfinished + limits::FRAME_PROGRESS_BYTES;
                     while let Some(frame) = self.rx.next(input)? {
+                        heard = true;
                         self.frame(&frame)?;
+                    }
+                    if heard {
+                        (self.heard, self.asked, self.unfinished) = (now, false, input.len());
                     }
                     if !lossy && self.in_seq != before {
                         self.tx.control(Tag::Ack, &Word(self.in_seq))?;
@@ -174,7 +181,10 @@ impl Connection {
                     };
                     match handshake.frame(&frame, &mut self.wire())? {
                         Step::Next(handshake) => self.state = State::Handshake(handshake),
-                        Step::Done(session) => self.ready(session),
+                        Step::Done(session) => {
+                            (self.heard, self.asked) = (now, false);
+                            self.ready(session);
+                        }
                     }
                 }
                 State::Ended => return Err(Error::Lost("it has ended already")),

@@ -447,6 +447,46 @@ fn a_silent_peer() {
 }
 
 #[test]
+fn a_peer_that_says_one_byte_a_second_is_as_good_as_silent() {
+    for mode in MODES {
+        let (mut client, mut server) = pair(mode);
+        talk(&mut client, &mut server).unwrap();
+        server.connection.send(&message(1, 10, 4 << 20)).unwrap();
+        let bytes = server.transmit();
+        let mut given_up = None;
+        for second in 1..60 {
+            client.input.extend_from_slice(&bytes[second - 1..second]);
+            client.connection.handle_data(at(second as u64), &mut client.input).unwrap();
+            if client.connection.handle_timeout(at(second as u64)).is_err() {
+                given_up = Some(second);
+                break;
+            }
+        }
+        assert_eq!(given_up, Some(30));
+    }
+}
+
+#[test]
+fn a_large_frame_may_take_its_time() {
+    for mode in MODES {
+        let (mut client, mut server) = pair(mode);
+        talk(&mut client, &mut server).unwrap();
+        server.connection.send(&message(1, 10, 4 << 20)).unwrap();
+        let bytes = server.transmit();
+        // Seven minutes, at 10 KiB per second.
+        let mut second = 0;
+        for chunk in bytes.chunks(10 << 10) {
+            second += 1;
+            client.input.extend_from_slice(chunk);
+            client.connection.handle_data(at(second), &mut client.input).unwrap();
+            client.connection.handle_timeout(at(second)).unwrap();
+        }
+        let mut events = std::iter::from_fn(|| client.connection.poll_event());
+        assert!(second > 400 && events.any(|event| matches!(event, Event::Message(_))));
+    }
+}
+
+#[test]
 fn a_keepalive_is_answered_with_its_own_time() {
     let (mut client, mut server) = pair(ConnectionMode::Crc);
     talk(&mut client, &mut server).unwrap();
