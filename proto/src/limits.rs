@@ -20,8 +20,8 @@ pub const SEND_QUEUE_BYTES: usize = 64 << 20;
 /// never takes much memory.
 pub const RECEIVE_AHEAD_BYTES: usize = 8 << 20;
 
-/// How much of an unfinished frame has to come, in bytes, for its peer to count as alive: in the 30 s that a peer may be
-/// silent, less is no network that one could work with.
+/// How much of an unfinished frame has to come, in bytes, for its peer to count as alive: in the 30 s that a peer may
+/// be silent, less is no network that one could work with.
 pub const FRAME_PROGRESS_BYTES: usize = 64 << 10;
 
 /// The payload of the msgr2 banner, in bytes: 16 today, room for extension.
