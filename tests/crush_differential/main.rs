@@ -1,10 +1,11 @@
 //! Compares our CRUSH with Ceph's `crushtool`, mapping by mapping, on maps drawn at random.
 //!
 //! `corpus` replays the results that were kept, on any machine. `crushtool` draws new maps where that tool is
-//! installed; these variables change what it does:
+//! installed, and says from which seed: always the same 10, or for `tests/run --full` 300 others each time for that of
+//! Ceph 16 and as many for that of 20. These variables change what it does:
 //! - `CRUSHTOOL`: the command, `crushtool` if not set. One of Ceph 19 or later is given multi-step-retry rules, too.
-//! - `CRUSH_SEED`, `CRUSH_MAPS`, `CRUSH_INPUTS`: where to start, how many maps to draw (10), and how many inputs to map
-//!   by each rule (128).
+//! - `CRUSH_SEED`, `CRUSH_MAPS`, `CRUSH_INPUTS`: where to start, how many maps to draw (10, or 300), and how many inputs
+//!   to map by each rule (128, or 1024).
 //! - `CRUSH_KEEP`: the files to append maps and results to, without `.maps` and `.txt`, for `fixtures/crush`.
 
 mod generate;
@@ -16,6 +17,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use generate::{Case, Rng};
 use ours::Options;
@@ -54,20 +56,41 @@ fn corpus() {
 
 #[test]
 fn crushtool() {
-    let variable = |name: &str| std::env::var(name).ok();
-    let number = |name: &str, default| variable(name).map_or(default, |text| text.parse().unwrap());
-    let tool = variable("CRUSHTOOL").unwrap_or_else(|| "crushtool".into());
-    let Ok(help) = Command::new(&tool).arg("--help").output() else {
+    let is_full = std::env::var_os("CEPH_NATIVE_FULL").is_some();
+    match variable("CRUSHTOOL") {
+        Some(tool) => compare(&tool, is_full),
+        None => compare("crushtool", is_full),
+    }
+    if is_full && variable("CRUSHTOOL").is_none() {
+        let in_release = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/in-release");
+        compare(&format!("{} 20 crushtool", in_release.display()), is_full);
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    variable(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// Draws maps and compares what a crushtool makes of them with what we do.
+fn compare(tool: &str, is_full: bool) {
+    let Ok(help) = command(tool).arg("--help").output() else {
         eprintln!("no {tool} here: nothing compared");
         return;
     };
     let knows_msr =
         String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).contains("--min-rep");
-    let (seed, maps) = (number("CRUSH_SEED", 1), number("CRUSH_MAPS", 10));
-    let inputs = number("CRUSH_INPUTS", 128);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let seed = number("CRUSH_SEED", if is_full { now } else { 1 });
+    let maps = number("CRUSH_MAPS", if is_full { 300 } else { 10 });
+    let inputs = number("CRUSH_INPUTS", if is_full { 1024 } else { 128 });
     let scratch = Scratch::new();
     let (mut compared, mut holes) = (0, 0);
     for seed in seed..seed + maps {
+        println!("{tool}: CRUSH_SEED={seed}");
         let mut rng = Rng(seed);
         let msr = knows_msr && rng.chance(60);
         let case = generate::case(&mut rng, msr);
@@ -79,7 +102,7 @@ fn crushtool() {
         let options = options(&case, inputs);
         let mut hashes = String::new();
         for replicas in REPLICAS {
-            let theirs = theirs(&tool, &scratch.0, &options, replicas)
+            let theirs = theirs(tool, &scratch.0, &options, replicas)
                 .unwrap_or_else(|error| panic!("CRUSH_SEED={seed} --num-rep {replicas}: {error}"));
             let ours = mappings(&map, &options, replicas);
             if let Some((ours, theirs)) = ours.lines().zip(theirs.lines()).find(|(a, b)| a != b) {
@@ -103,7 +126,17 @@ fn crushtool() {
         }
     }
     assert!(compared > 0);
-    println!("CRUSH_SEED={seed}: {maps} maps, {compared} mappings, {holes} holes: no difference");
+    println!(
+        "{tool}: CRUSH_SEED={seed}: {maps} maps, {compared} mappings, {holes} holes: no difference"
+    );
+}
+
+/// A program, perhaps with its first arguments.
+fn command(words: &str) -> Command {
+    let mut words = words.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    command
 }
 
 /// The options that go with a map, as crushtool takes them.
@@ -130,7 +163,7 @@ fn mappings(map: &CrushMap, options: &str, replicas: i32) -> String {
 /// What crushtool prints. It writes to a file, as that of Ceph 20 loses lines when it writes to a pipe.
 fn theirs(tool: &str, folder: &Path, options: &str, replicas: i32) -> Result<String, String> {
     let (out, err) = (folder.join("out"), folder.join("err"));
-    let status = Command::new(tool)
+    let status = command(tool)
         .arg("-i")
         .arg(folder.join("map"))
         .args(options.split(' '))

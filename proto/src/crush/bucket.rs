@@ -24,7 +24,12 @@ impl Bucket {
             Algorithm::List { item_weights, sum_weights } => {
                 self.list(x, r, item_weights, sum_weights)
             }
-            Algorithm::Tree { node_weights } => self.tree(x, r, node_weights)?,
+            Algorithm::Tree { node_weights } => {
+                // Without any weight it ends at the last leaf, which may be behind the items. Ceph looks there all
+                // the same, and its allocator has zeros there.
+                let index = self.tree(x, r, node_weights)?;
+                return Some(self.items.get(index).copied().unwrap_or(0));
+            }
             Algorithm::Straw { straws, .. } => self.straw(x, r, straws),
         };
         self.items.get(index).copied()

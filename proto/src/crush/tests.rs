@@ -348,6 +348,21 @@ fn weights_above_31_bits_count_as_negative() {
 }
 
 #[test]
+fn a_tree_without_weight_chooses_what_is_behind_its_items() {
+    // crushtool of 16.2.15 and 20.2.4 say [0] of 3, 5, 6 and 7 items from 2 on, and the last one of 4.
+    for (items, found) in [(3, 0), (4, 5), (5, 0), (6, 0), (7, 0)] {
+        let mut map = tree(&[(-1, 1, &[2; 7][..items]), (-2, 1, &[0, 1])]);
+        let bucket = map.buckets[0].as_mut().unwrap();
+        bucket.items = (2..).take(items).collect();
+        let node_weights = vec![0; 2 * items.next_power_of_two()];
+        bucket.algorithm = Algorithm::Tree { node_weights };
+        map.max_devices = 9;
+        let steps = [(Op::TAKE, -1, 0), (Op::CHOOSE_FIRSTN, 1, 0), (Op::EMIT, 0, 0)];
+        assert_eq!(mapped(&map, RuleKind::REPLICATED, &steps, 1), [found], "{items} items");
+    }
+}
+
+#[test]
 fn scratch_is_reused_for_any_map() {
     let maps = COMPILED.map(|bytes| CrushMap::from_bytes(bytes).unwrap());
     let mut reused = Scratch::default();
