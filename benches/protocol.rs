@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench protocol`; with `-- --test` everything is run once, to see that it works.
 
+#[path = "support/maps.rs"]
+mod maps;
 mod support;
 
 use std::hint::black_box;
@@ -11,8 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput};
-use proto::crush::{Algorithm, Bucket, CrushMap, Op as StepOp, Rule, RuleKind, Scratch, Step};
-use proto::denc::Encode as _;
+use proto::crush::Scratch;
 use proto::msg::object::{Locator, SpgId};
 use proto::msg::op::{Op, code};
 use proto::msg::osd_op::{
@@ -24,11 +25,10 @@ use proto::msgr::auth::{
 use proto::msgr::{
     ClientConfig, Connection, Event, Message, Outgoing, ServerConfig, Timing, features,
 };
-use proto::osdmap::{Incremental, OsdMap, Pool, PoolKind, WEIGHT_ONE, osd_state};
+use proto::osdmap::{OsdMap, WEIGHT_ONE};
 use proto::rbd::layout::Layout;
-use proto::rbd::names::DataNames;
 use proto::types::{
-    EVersion, EntityAddr, EntityAddrs, EntityName, EntityType, Epoch, OsdId, PgId, PoolId, Tid,
+    EVersion, EntityAddr, EntityAddrs, EntityName, EntityType, Epoch, PgId, PoolId, Tid,
 };
 
 use support::{CpuTime, thread_cpu};
@@ -45,58 +45,13 @@ fn main() {
     c.final_summary();
 }
 
-/// A CRUSH map of straw2 buckets with so many children on each level, from the root down to the OSDs, and a rule that
-/// puts copies on different hosts.
-fn crush_map(levels: &[u16]) -> CrushMap {
-    let mut map = CrushMap::default();
-    let kinds = levels.len() as u16;
-    // The buckets of one level, as (id, weight); their parents come after them, so the root is last.
-    let osds: u16 = levels.iter().product();
-    let mut below: Vec<(i32, u32)> = (0..osds).map(|osd| (osd.into(), WEIGHT_ONE)).collect();
-    for (kind, &children) in (1..=kinds).zip(levels.iter().rev()) {
-        let bucket = |(i, items): (usize, &[(i32, u32)])| {
-            let item_weights: Vec<u32> = items.iter().map(|(_, weight)| *weight).collect();
-            Bucket {
-                id: -1 - (map.buckets.len() + i) as i32,
-                kind,
-                hash: 0,
-                weight: item_weights.iter().sum(),
-                items: items.iter().map(|(id, _)| *id).collect(),
-                algorithm: Algorithm::Straw2 { item_weights },
-            }
-        };
-        let level: Vec<_> = below.chunks(children.into()).enumerate().map(bucket).collect();
-        below = level.iter().map(|bucket| (bucket.id, bucket.weight)).collect();
-        map.buckets.extend(level.into_iter().map(Some));
-    }
-    map.max_devices = osds.into();
-    let root = -(map.buckets.len() as i32);
-    let step = |op, arg1, arg2| Step { op, arg1, arg2 };
-    let steps = vec![
-        step(StepOp::TAKE, root, 0),
-        step(StepOp::CHOOSELEAF_FIRSTN, 0, 1),
-        step(StepOp::EMIT, 0, 0),
-    ];
-    let rule = Rule { kind: RuleKind::REPLICATED, min_size: 1, max_size: 10, steps };
-    map.rules.push(Some(rule));
-    map
-}
-
-/// Three hosts of four OSDs.
-fn small() -> CrushMap {
-    crush_map(&[3, 4])
-}
-
-/// Five levels: rooms, rows, racks, hosts, OSDs; 10,000 of the last.
-fn large() -> CrushMap {
-    crush_map(&[5, 5, 10, 10, 4])
-}
-
 /// Placements of three copies.
 fn crush(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("crush");
     group.throughput(Throughput::Elements(1));
-    for (name, map) in [("12 OSDs, 2 levels", small()), ("10,000 OSDs, 5 levels", large())] {
+    for (name, map) in
+        [("12 OSDs, 2 levels", maps::small()), ("10,000 OSDs, 5 levels", maps::large())]
+    {
         let weights = vec![WEIGHT_ONE; map.max_devices as usize];
         let mut scratch = Scratch::default();
         let mut x = 0;
@@ -109,57 +64,38 @@ fn crush(c: &mut Criterion<CpuTime>) {
     }
 }
 
-/// A map of the large cluster with one pool of 32,768 placement groups.
-fn osd_map() -> OsdMap {
-    let crush = large();
-    let mut map = OsdMap::default();
-    let mut change = Incremental::after(&map);
-    change.encode_features = features::SUPPORTED;
-    change.max_osd = Some(crush.max_devices as u32);
-    change.crush = crush.to_bytes();
-    for osd in (0..crush.max_devices).map(OsdId) {
-        let addr = EntityAddr::msgr2(SocketAddr::from(([10, 0, 0, 1], 6800)), 1);
-        change.state.insert(osd, osd_state::EXISTS);
-        change.weight.insert(osd, WEIGHT_ONE);
-        change.up.insert(osd, EntityAddrs(vec![addr]));
-    }
-    let mut pool = Pool::new(PoolKind::Replicated);
-    (pool.pg_num, pool.pgp_num) = (32_768, 32_768);
-    (pool.size, pool.min_size) = (3, 2);
-    change.pools.insert(PoolId(1), pool);
-    change.pool_names.insert(PoolId(1), "rbd".to_owned());
-    change.pool_max = Some(PoolId(1));
-    map.apply(&change).expect("a change that fits");
-    map
-}
-
-/// From an object's name to its OSD.
+/// From an object's name to its OSD, and from one epoch to the next, in a cluster as large as they come.
 fn osdmap(c: &mut Criterion<CpuTime>) {
-    let map = osd_map();
-    let mut names = DataNames::new("rbd_data.1f2e3d4c5b6a");
+    let mut map = maps::huge();
+    let bytes = map.encode(features::SUPPORTED);
+    let mut group = c.benchmark_group("osdmap");
+    group.sample_size(10);
+    group.bench_function("decode", |b| b.iter(|| OsdMap::decode(&bytes).expect("our own")));
+    let names = maps::Names::default();
     let mut object = 0;
-    let mut look_up = || {
-        object = (object + 1) % 1_000_000;
-        let target = map.target(PoolId(1), b"", names.of(object)).expect("the pool is there");
+    let mut look_up = |map: &OsdMap| {
+        object += 1;
+        let target = names.look_up(map, object);
         assert!(target.primary.is_some());
     };
-    for _ in 0..1_000_000 {
-        look_up(); // places every group
-    }
-    let mut group = c.benchmark_group("osdmap");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("object to OSD, group known", |b| b.iter(&mut look_up));
-    group.sample_size(10);
-    group.bench_function("apply an epoch that changes nothing", |b| {
-        let change = Incremental::after(&map);
+    group.bench_function("object to OSD, group unknown", |b| {
         b.iter_batched(
-            || map.clone(),
-            |mut map| {
-                map.apply(&change).expect("a change that fits");
-                map
-            },
+            || OsdMap::decode(&bytes).expect("our own"),
+            |map| look_up(&map),
             criterion::BatchSize::LargeInput,
         );
+    });
+    (0..4_000_000).for_each(|_| look_up(&map)); // places every group
+    group.bench_function("object to OSD, group known", |b| b.iter(|| look_up(&map)));
+    // An epoch after the other, as they come: OSDs down and up again, and some upmaps.
+    let mut number = 0;
+    group.bench_function("apply an epoch: an OSD down or up, 100 upmaps", |b| {
+        b.iter(|| {
+            number += 1;
+            let change = maps::change(&map, number);
+            map.apply(&change).expect("a change that fits");
+        });
     });
 }
 

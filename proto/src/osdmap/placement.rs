@@ -310,6 +310,61 @@ mod tests {
         }
     }
 
+    /// How many groups are placed anew after each kind of change: those that it can move.
+    #[test]
+    fn only_what_can_have_moved_is_placed_anew() {
+        let mut map = map(PoolKind::Replicated, 3);
+        let other = PoolId(2);
+        let mut pool = map.0.pools.get(&PG.pool).unwrap().clone();
+        (pool.pg_num, pool.pgp_num) = (100, 100);
+        map.0.pools.insert(PG.pool, pool.clone());
+        map.0.pools.insert(other, pool);
+        // Ten groups have each OSD first, as many have it second, and third.
+        let groups = |pool| (0..100).map(move |seed| PgId { pool, seed });
+        let three = |seed: u32| [0, 1, 2].map(|next| OsdId((seed as i32 + next) % 10)).to_vec();
+        for pg in groups(PG.pool).chain(groups(other)) {
+            map.0.pg_upmap.insert(pg, three(pg.seed));
+        }
+        // Places everything, applies a change, and says how many groups of each pool are to be placed anew.
+        let mut anew = |change: &dyn Fn(&mut Incremental)| {
+            groups(PG.pool).chain(groups(other)).for_each(|pg| {
+                map.mapping(pg).unwrap();
+            });
+            let mut inc = Incremental::after(&map);
+            change(&mut inc);
+            map.apply(&inc).unwrap();
+            [PG.pool, other].map(|id| 100 - map.pools[&id].table.known())
+        };
+        let all = [100, 100];
+        assert_eq!(anew(&|_| {}), [0, 0]);
+        assert_eq!(anew(&|inc| inc.state.extend([(OsdId(3), osd_state::UP)])), [30, 30], "down");
+        assert_eq!(anew(&|inc| inc.up.extend([(OsdId(3), Default::default())])), [30, 30], "up");
+        assert_eq!(anew(&|inc| inc.state.extend([(OsdId(10), osd_state::UP)])), [0, 0], "unused");
+        assert_eq!(anew(&|inc| inc.primary_affinity.extend([(OsdId(3), 0)])), [30, 30]);
+        for seed in 0..5 {
+            let pg = PgId { pool: other, seed };
+            let items = vec![(OsdId(0), OsdId(9))];
+            assert_eq!(anew(&|inc| inc.pg_temp.extend([(pg, three(7))])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.primary_temp.extend([(pg, OsdId(8))])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.pg_upmap_items.extend([(pg, items.clone())])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.old_pg_upmap_items.extend([pg])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.pg_upmap.extend([(pg, three(2))])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.old_pg_upmap.extend([pg])), [0, 1]);
+            assert_eq!(anew(&|inc| inc.pg_upmap_primaries.extend([(pg, OsdId(9))])), [0, 1]);
+        }
+        let mut pool = Pool::new(PoolKind::Replicated);
+        (pool.size, pool.pg_num, pool.pgp_num) = (3, 100, 100);
+        pool.quota_max_bytes = 1;
+        assert_eq!(anew(&|inc| inc.pools.extend([(other, pool.clone())])), [0, 0], "a quota");
+        pool.pgp_num = 50;
+        assert_eq!(anew(&|inc| inc.pools.extend([(other, pool.clone())])), [0, 100], "reshaped");
+        let blocked = crate::types::EntityAddr::default();
+        assert_eq!(anew(&|inc| inc.blocklist.extend([(blocked, Default::default())])), [0, 0]);
+        // CRUSH may put anything elsewhere.
+        assert_eq!(anew(&|inc| inc.weight.extend([(OsdId(3), 0x8000)])), all);
+        assert_eq!(anew(&|inc| inc.max_osd = Some(12)), all);
+    }
+
     #[test]
     fn a_pool_made_again_from_an_old_copy_has_no_old_placements() {
         let mut map = map(PoolKind::Replicated, 3);

@@ -31,6 +31,12 @@ impl PgTable {
         Some(entry.get_or_init(|| Box::new(work_out())))
     }
 
+    /// How many placements are known.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.0.get().into_iter().flatten().filter(|entry| entry.get().is_some()).count()
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.0.take();
