@@ -19,6 +19,7 @@ mod map;
 mod matrix;
 mod monitors;
 mod ops;
+mod osdmap;
 mod placement;
 mod shared;
 mod space;

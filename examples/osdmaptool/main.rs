@@ -3,9 +3,12 @@
 //! ```text
 //! osdmaptool MAP --test-map-pgs-dump-all [--pool ID]
 //! osdmaptool MAP --test-map-object NAME [--pool ID]
+//! osdmaptool MAP --dump json                        (what `ceph osd dump -f json` prints of what we keep)
 //! ```
 //!
 //! A check of `proto::osdmap`, not a verb for users.
+
+pub(crate) mod dump;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -14,20 +17,24 @@ use std::process::ExitCode;
 use proto::osdmap::{NO_OSD, OsdMap};
 use proto::types::{OsdId, PgId, PoolId};
 
-struct Args {
-    file: String,
-    dump_all: bool,
-    object: Option<String>,
-    pool: Option<PoolId>,
+/// What is asked of a map.
+#[derive(Default)]
+pub(crate) struct Args {
+    pub(crate) file: String,
+    pub(crate) dump_json: bool,
+    pub(crate) dump_all: bool,
+    pub(crate) object: Option<String>,
+    pub(crate) pool: Option<PoolId>,
 }
 
+#[allow(dead_code, reason = "tests/live/osdmap.rs uses this file as a module")]
 fn main() -> ExitCode {
     let args = match parse_args(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(why) => {
             eprintln!("osdmaptool: {why}");
             eprintln!(
-                "usage: osdmaptool MAP [--test-map-pgs-dump-all] [--test-map-object NAME] [--pool ID]"
+                "usage: osdmaptool MAP [--test-map-pgs-dump-all] [--test-map-object NAME] [--pool ID] [--dump json]"
             );
             return ExitCode::FAILURE;
         }
@@ -55,11 +62,12 @@ fn main() -> ExitCode {
 }
 
 fn parse_args(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut args = Args { file: String::new(), dump_all: false, object: None, pool: None };
+    let mut args = Args::default();
     while let Some(arg) = given.next() {
         let mut value = || given.next().ok_or_else(|| format!("{arg} needs a value"));
         match arg.replace('_', "-").as_str() {
             "--test-map-pgs-dump-all" => args.dump_all = true,
+            "--dump" if value()? == "json" => args.dump_json = true,
             "--test-map-object" => args.object = Some(value()?),
             "--pool" => {
                 let id = value()?;
@@ -78,7 +86,10 @@ fn parse_args(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
 }
 
 /// Does what is asked; the error is a pool that is not there.
-fn run(args: &Args, map: &OsdMap, out: &mut String) -> Result<(), PoolId> {
+pub(crate) fn run(args: &Args, map: &OsdMap, out: &mut String) -> Result<(), PoolId> {
+    if args.dump_json {
+        line(out, format_args!("{:#}", dump::dump(map)));
+    }
     let mut only = args.pool;
     if let Some(name) = &args.object {
         let pool = only.unwrap_or_else(|| {
