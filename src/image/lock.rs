@@ -252,9 +252,14 @@ impl Inner {
     /// Takes the lock and keeps it, whoever asks.
     pub(super) async fn lock_exclusively(self: &Arc<Self>) -> Result<()> {
         self.lock.exclusive.store(true, Ordering::Relaxed);
+        self.demand_lock().await.map(drop)
+    }
+
+    /// Takes the lock, from whoever has it, for something that cannot be asked of the owner.
+    pub(super) async fn demand_lock(self: &Arc<Self>) -> Result<Use> {
         loop {
             let owner = match self.try_lock().await? {
-                Tried::Ours(_) => return Ok(()),
+                Tried::Ours(usage) => return Ok(usage),
                 Tried::Theirs(owner) => owner,
             };
             let mut peer = self.lock.peer.subscribe();

@@ -11,9 +11,10 @@ use std::sync::{Mutex, PoisonError};
 
 use proto::msg::op::Op;
 use proto::rbd::cls::{
-    LoadObjectMap, Method, ResizeObjectMap, SaveObjectMap, SetFlags, UpdateObjectMap, lock,
+    AddSnapshotToObjectMap, GetFlags, LoadObjectMap, Method, RemoveSnapshotFromObjectMap,
+    ResizeObjectMap, SaveObjectMap, SetFlags, UpdateObjectMap, lock,
 };
-use proto::rbd::{Flags, ObjectState, ObjectStates, names};
+use proto::rbd::{Features, Flags, ObjectState, ObjectStates, names};
 use proto::types::{SnapId, UTime};
 
 use super::Header;
@@ -288,9 +289,62 @@ impl OnDisk<'_> {
         self.pool.operate_write(&self.name(SnapId::HEAD), ops).await.map(drop)
     }
 
+    /// Makes the map of a snapshot that was taken: a copy of the head's, in which nothing has changed since
+    /// (`librbd/object_map/SnapshotCreateRequest.cc`).
+    pub(super) async fn add_snapshot(
+        &self,
+        snap: SnapId,
+        states: ObjectStates,
+        fast_diff: bool,
+    ) -> Result<()> {
+        self.save(snap, states).await?;
+        if fast_diff {
+            let ops = vec![assert_ours(), call(&AddSnapshotToObjectMap {})];
+            self.pool.operate_write(&self.name(SnapId::HEAD), ops).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the map of a snapshot that goes. What changed before it has then changed since the one before it
+    /// (`librbd/object_map/SnapshotRemoveRequest.cc`). Memory need not follow: it only takes less for changed.
+    pub(super) async fn remove_snapshot(&self, snap: SnapId, header: &Header) -> Result<()> {
+        if header.features.contains(Features::FAST_DIFF) {
+            let newer = header.snap_context.snaps.iter().rev().copied().find(|id| *id > snap);
+            self.merge(snap, newer.unwrap_or(SnapId::HEAD)).await?;
+        }
+        self.remove(snap).await
+    }
+
+    async fn merge(&self, snap: SnapId, next: SnapId) -> Result<()> {
+        let flags = self.pool.call(&names::header(self.id), &GetFlags { snap }).await?;
+        let states = match self.load(snap).await {
+            Ok(states) if flags & Flags::OBJECT_MAP_INVALID.0 == 0 => states,
+            // Merged and removed before.
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            _ => return self.invalidate(next).await,
+        };
+        let mut ops = vec![call(&RemoveSnapshotFromObjectMap { states })];
+        if next == SnapId::HEAD {
+            ops.insert(0, assert_ours());
+        }
+        match self.pool.operate_write(&self.name(next), ops).await {
+            Err(error) if error.kind() != Kind::NotFound => self.invalidate(next).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Removes that of the head or of a snapshot.
     pub(super) async fn remove(&self, snap: SnapId) -> Result<()> {
         gone_is_fine(self.pool.remove(&self.name(snap)).await)
+    }
+}
+
+/// What the head's map in memory becomes when a snapshot was taken.
+pub(super) fn after_snapshot(states: &mut ObjectStates) {
+    for object in 0..states.len() {
+        if states.get(object) == ObjectState::Exists {
+            states.set(object, ObjectState::Clean);
+        }
     }
 }
 
@@ -337,5 +391,14 @@ mod tests {
         assert!(map.end(1), "somebody does");
         assert!(map.begin(1));
         assert!(!map.end(1));
+    }
+
+    #[test]
+    fn a_snapshot_leaves_nothing_changed() {
+        use ObjectState::{Absent, Clean, Exists};
+        let mut states = ObjectStates::new(3, Exists);
+        states.set(1, Absent);
+        after_snapshot(&mut states);
+        assert_eq!(states.iter().collect::<Vec<_>>(), [Clean, Absent, Clean]);
     }
 }

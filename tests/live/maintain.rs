@@ -52,6 +52,32 @@ fn librbd_has_us_do_what_only_the_owner_may() {
     assert!(io(&uri, &["read -P 1 0 10M", "read -P 0 10M 22M"]));
     assert_eq!(ceph.lock_owner("asked"), owner, "done by us");
 
+    // A snapshot, which must not change, and its map.
+    ceph.rbd(&["snap", "create", "--no-progress", "asked@one"]);
+    let before = ceph.exported("asked@one");
+    assert!(io(&uri, &["write -P 6 4M 2M", "discard 8M 2M", "write -P 6 31M 64k"]));
+    ceph.rbd(&["snap", "create", "--no-progress", "asked@two"]);
+    assert!(io(&uri, &["write -P 7 5M 2M"]));
+    assert_eq!(ceph.exported("asked@one"), before);
+    assert_eq!(ceph.lock_owner("asked"), owner, "done by us");
+    // librbd takes the lock to look.
+    for spec in ["asked", "asked@one", "asked@two"] {
+        ceph.check_object_map(spec);
+    }
+    assert!(io(&uri, &["write -P 8 2M 64k"]));
+    let owner = ceph.lock_owner("asked");
+    ceph.rbd(&["snap", "rm", "--no-progress", "asked@two"]);
+    assert_eq!(ceph.lock_owner("asked"), owner, "done by us");
+    ceph.check_object_map("asked");
+    // Back to it, by our own program, which takes the lock for that.
+    ceph.ours(&["snap", "rollback", "--no-progress", "asked@one"]).ok();
+    assert_eq!(ceph.exported("asked"), before);
+    ceph.check_object_map("asked");
+    ceph.ours(&["snap", "rm", "--no-progress", "asked@one"]).ok();
+    ceph.check_object_map("asked");
+    assert!(io(&uri, &["write -P 8 0 64k"]));
+    let owner = ceph.lock_owner("asked");
+
     ceph.rbd(&["feature", "disable", "asked", "fast-diff", "object-map"]);
     assert!(!ceph.features("asked").contains(&"object-map".to_owned()));
     assert!(io(&uri, &["write -P 3 20M 2M", "discard 0 2M"]));

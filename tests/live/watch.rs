@@ -20,7 +20,7 @@ impl Ceph {
     }
 
     /// The content of a version of an image.
-    fn exported(&self, spec: &str) -> String {
+    pub(crate) fn exported(&self, spec: &str) -> String {
         let file = self.dir().join(spec.replace('/', "-"));
         self.rbd(&["export", "--no-progress", spec, file.to_str().unwrap()]);
         let sum = sha256(&file);

@@ -78,6 +78,13 @@ pub async fn check_object_map(image: &Image, progress: Progress<'_>) -> Result<b
     Ok(right)
 }
 
+/// The states of the head's objects, by what the OSDs say. Nothing must be written meanwhile.
+pub(super) async fn head_states(image: &Image) -> Result<ObjectStates> {
+    let maps = Maps::of(image).await?;
+    let head = maps.look(image, None, &mut |_, _| {}).await?.pop();
+    Ok(head.map(|(_, states)| states).unwrap_or_default())
+}
+
 fn check_feature(image: &Image) -> Result<()> {
     match image.header().features.contains(Features::OBJECT_MAP) {
         true => Ok(()),

@@ -12,13 +12,15 @@ use proto::rbd::cls::{
     TrashSnapshot, UNPROTECTED, UNPROTECTING,
 };
 use proto::rbd::names::{self, DataNames};
-use proto::rbd::{Features, notify};
+use proto::rbd::{Features, ObjectState, ObjectStates, notify};
 use proto::types::SnapId;
 
 use super::children::detach_child;
+use super::object_map::head_states;
 use super::objects::{Progress, change};
 use super::resize::resize;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::object_map::{ObjectMap, after_snapshot};
 use crate::image::{Image, PAUSE, header};
 use crate::pool::Pool;
 
@@ -42,7 +44,6 @@ pub async fn create_snapshot(
 ) -> Result<SnapId> {
     let doing = format!("snapshot {}@{name}", image.spec());
     writable(image)?;
-    without_map(image)?;
     if name.is_empty() || name.contains(['/', '@']) {
         let what = format!("{doing}: a name must not be empty nor contain / or @");
         return Err(Error::new(Kind::Invalid, what));
@@ -54,6 +55,7 @@ pub async fn create_snapshot(
         let snap = image.cluster().allocate_snap(data_pool).await.context(&doing)?;
         let add = AddSnapshot { name: name.to_owned(), snap, namespace: namespace.clone() };
         let Err(error) = image.pool().call(&names::header(image.id()), &add).await else {
+            map_snapshot(image, snap).await.context(&doing)?;
             image.refresh().await.context(&doing)?;
             drop(pause);
             notify_others(image).await.context(&doing)?;
@@ -89,7 +91,6 @@ pub async fn create_snapshot(
 /// [`Kind::NotFound`]; [`Kind::Busy`] if it is protected, or hidden already and still has clones.
 pub async fn remove_snapshot(image: &Image, snap: SnapId) -> Result<()> {
     writable(image)?;
-    without_map(image)?;
     let pool = image.pool();
     let object = names::header(image.id());
     let info = header::snapshot(pool, image.id(), snap).await?;
@@ -114,6 +115,9 @@ pub async fn remove_snapshot(image: &Image, snap: SnapId) -> Result<()> {
         return announce(image).await.context(doing);
     }
     forget_parent_of(image, snap).await.context(&doing)?;
+    if image.header().features.contains(Features::OBJECT_MAP) {
+        image.0.on_disk_map().remove_snapshot(snap, &image.header()).await.context(&doing)?;
+    }
     let released = image.cluster().release_snap(image.data_pool().id(), snap).await;
     if let Err(error) = released
         && error.kind() != Kind::NotFound
@@ -263,12 +267,18 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     writable(image)?;
     let snapshot = user_snapshot(image, name).await?;
     let doing = format!("rolling back to snapshot {}@{name}", image.spec());
-    without_map(image)?;
+    let _usage = image.0.inner.demand_lock().await.context(&doing)?;
     let _pause = image.0.current.pause(PAUSE).await.context(&doing)?;
     if snapshot.image_size != image.size() {
         resize(image, snapshot.image_size, true, &mut |_, _| {}).await.context(&doing)?;
     }
     let header = image.header();
+    let map = map_of(image).context(&doing)?;
+    if map.is_some() {
+        // Until it is known which there are.
+        let all = ObjectStates::new(header.layout.objects(header.size), ObjectState::Exists);
+        image.0.on_disk_map().save(SnapId::HEAD, all).await.context(&doing)?;
+    }
     let mut names = DataNames::new(&header.object_prefix);
     let total = header.layout.objects(snapshot.image_size);
     let changes = (0..total).map(|object| {
@@ -285,7 +295,42 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     })
     .await
     .context(&doing)?;
+    if let Some(map) = map {
+        let states = head_states(image).await.context(&doing)?;
+        image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await.context(&doing)?;
+        image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));
+    }
     announce(image).await.context(doing)
+}
+
+/// The object map that has to be kept up, if there is one.
+fn map_of(image: &Image) -> Result<Option<Arc<ObjectMap>>> {
+    if !image.header().features.contains(Features::OBJECT_MAP) {
+        return Ok(None);
+    }
+    let map = image.0.current.get().map.clone();
+    let lost = || Error::new(Kind::Busy, "the exclusive lock has just been handed on");
+    map.ok_or_else(lost).map(Some)
+}
+
+/// Gives a snapshot that was just taken its object map. Nothing is written meanwhile.
+async fn map_snapshot(image: &Image, snap: SnapId) -> Result<()> {
+    let Some(map) = map_of(image)? else { return Ok(()) };
+    let disk = image.0.on_disk_map();
+    let fast_diff = image.header().features.contains(Features::FAST_DIFF);
+    let mut states = map.states();
+    if let Err(error) = disk.add_snapshot(snap, states.clone(), fast_diff).await {
+        tracing::error!(image = image.spec(), %error, "the object map becomes invalid");
+        disk.invalidate(snap).await?;
+        disk.invalidate(SnapId::HEAD).await?;
+        map.distrust();
+        return Ok(());
+    }
+    if fast_diff {
+        after_snapshot(&mut states);
+        image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));
+    }
+    Ok(())
 }
 
 /// A user's snapshot of the image, by its name.
@@ -322,17 +367,6 @@ pub(super) fn writable(image: &Image) -> Result<()> {
         true => {
             let what = format!("image {} is open for reading only", image.spec());
             Err(Error::new(Kind::ReadOnly, what))
-        }
-    }
-}
-
-/// Refuses what would have to change object maps in a way that is not built yet.
-pub(super) fn without_map(image: &Image) -> Result<()> {
-    match image.header().features.contains(Features::OBJECT_MAP) {
-        false => Ok(()),
-        true => {
-            let what = format!("image {} has an object map: not built yet", image.spec());
-            Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd`"))
         }
     }
 }
