@@ -302,7 +302,9 @@ fn a_client_is_told_to_wait() {
 #[test]
 fn frames_out_of_turn() {
     let (mut client, mut server, ident) = before_ident();
-    for tag in [Tag::SessionReset, Tag::Keepalive2, Tag::Hello, Tag::AuthDone] {
+    // Among them what only a session that is to be resumed is told: ours never are.
+    let resumed = [Tag::SessionReset, Tag::SessionRetry, Tag::SessionRetryGlobal];
+    for tag in resumed.into_iter().chain([Tag::Keepalive2, Tag::Hello, Tag::AuthDone]) {
         let (mut client, ..) = before_ident();
         misbehaved(client.receive(&control(tag, &Raw(vec![0; 8]))), "instead of an ident");
     }
@@ -443,6 +445,17 @@ fn a_silent_peer() {
         assert!(matches!(&lost, Err(error @ Error::Lost(_)) if error.retryable()), "{lost:?}");
     }
     let (mut client, _) = pair(ConnectionMode::Crc);
+    assert!(client.connection.handle_timeout(at(10)).is_err());
+}
+
+#[test]
+fn a_handshake_of_one_byte_a_second_takes_too_long() {
+    let (mut client, mut server) = pair(ConnectionMode::Crc);
+    for (second, byte) in (1..10).zip(server.transmit()) {
+        client.input.extend_from_slice(&[byte]);
+        client.connection.handle_data(at(second), &mut client.input).unwrap();
+        client.connection.handle_timeout(at(second)).unwrap();
+    }
     assert!(client.connection.handle_timeout(at(10)).is_err());
 }
 
