@@ -229,7 +229,8 @@ fn addrs(addrs: &EntityAddrs) -> Value {
 
 fn blocklist(entries: &BTreeMap<EntityAddr, UTime>) -> Value {
     let named = entries.iter().filter_map(|(addr, until)| {
-        Some((format!("{}/{}", addr.addr?, addr.nonce), time(*until).into()))
+        let kind = if addr.kind == AddrType::CIDR { "cidr:" } else { "" };
+        Some((format!("{kind}{}/{}", addr.addr?, addr.nonce), time(*until).into()))
     });
     Value::Object(named.collect::<Map<_, _>>())
 }
