@@ -149,6 +149,20 @@ impl Pool {
         self.submit(operation).await.map(|reply| reply.ops)
     }
 
+    /// As [`Pool::operate_write`], for writes that must preserve snapshots.
+    pub(crate) async fn operate_write_with_snaps(
+        &self,
+        object: &str,
+        ops: Vec<Op>,
+        snaps: Arc<SnapContext>,
+    ) -> Result<Vec<OpReply>> {
+        let ops = ops.into_iter().map(OsdOp::from).collect();
+        let mut operation = Operation::new(self.locator(), object, ops);
+        operation.flags |= flag::WRITE;
+        operation.snap_context = snaps;
+        self.submit(operation).await.map(|reply| reply.ops)
+    }
+
     /// As [`Pool::operate`], where class methods write: an operation that calls one does not show that by itself.
     ///
     /// # Errors

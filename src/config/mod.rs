@@ -256,6 +256,8 @@ pub struct RbdDefaults {
     pub features: Features,
     /// Whether somebody set them: only then may one that is not supported be an error.
     pub features_set: bool,
+    /// How parents know new clones: `1`, `2` or `auto`.
+    pub clone_format: String,
     /// Object size of a new image, as a power of two.
     pub order: u8,
     /// Stripe unit of a new image in bytes, or 0.
@@ -501,6 +503,7 @@ fn rbd_defaults(values: &Values<'_>) -> Result<RbdDefaults, ConfigError> {
     let data_pool = values.get("rbd_default_data_pool").text;
     Ok(RbdDefaults {
         pool: values.get("rbd_default_pool").text,
+        clone_format: values.get("rbd_default_clone_format").text,
         features: features.text.parse().map_err(|_| {
             features.wrong("a number, or names of features, such as layering,exclusive-lock")
         })?,

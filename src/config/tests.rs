@@ -104,6 +104,7 @@ fn defaults() {
     assert_eq!((config.osd_op_timeout, config.mon_op_timeout), (None, None));
     assert_eq!((config.inflight_ops, config.inflight_bytes), (1024, 100 << 20));
     let rbd = RbdDefaults {
+        clone_format: "auto".to_owned(),
         pool: "rbd".to_owned(),
         features: Features::DEFAULT,
         features_set: false,

@@ -59,6 +59,7 @@ fn default(name: &str) -> &'static str {
         "objecter_inflight_ops" => "1024",
         "rados_mon_op_timeout" | "rados_osd_op_timeout" => "0",
         "rbd_concurrent_management_ops" => "10",
+        "rbd_default_clone_format" => "auto",
         "rbd_default_features" => "61",
         "rbd_default_order" => "22",
         "rbd_default_pool" => "rbd",

@@ -32,10 +32,12 @@ pub struct Header {
     pub data_pool: Option<PoolId>,
     /// The snapshots that writes must preserve.
     pub snap_context: SnapContext,
+    /// What it is a clone of.
+    pub parent: Option<ParentLink>,
 }
 
 /// The snapshot that an image was cloned from, and how much of it shows through.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentLink {
     /// The snapshot.
     pub parent: Parent,
@@ -113,10 +115,12 @@ impl Header {
                     call(&GetFlags { snap: head }),
                     call(&GetObjectPrefix {}),
                     call(&GetSnapContext {}),
+                    call(&GetParent {}),
+                    call(&GetParentOverlap { snap: head }),
                 ],
             )
             .await?;
-        let [size, features, flags, prefix, snaps] = replies.as_slice() else {
+        let [size, features, flags, prefix, snaps, parent, overlap] = replies.as_slice() else {
             return Err(Error::new(Kind::Corrupt, format!("{object}: answers are missing")));
         };
         let size = GetSize::reply(&size.data).context(&object)?;
@@ -126,6 +130,9 @@ impl Header {
             let striping = pool.call(&object, &GetStripeUnitCount {}).await?;
             (unit, count) = (striping.unit, striping.count);
         }
+        let parent = GetParent::reply(&parent.data).context(&object)?;
+        let overlap = GetParentOverlap::reply(&overlap.data).context(&object)?;
+        let overlap = overlap.filter(|_| parent.pool.0 >= 0);
         let data_pool = match features.contains(Features::DATA_POOL) {
             true => Some(pool.call(&object, &GetDataPool {}).await?).filter(|pool| pool.0 >= 0),
             false => None,
@@ -140,6 +147,7 @@ impl Header {
             object_prefix: GetObjectPrefix::reply(&prefix.data).context(&object)?,
             data_pool,
             snap_context: GetSnapContext::reply(&snaps.data).context(&object)?,
+            parent: overlap.map(|overlap| ParentLink { parent, overlap }),
         })
     }
 }

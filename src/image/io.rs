@@ -4,6 +4,7 @@
 //! and completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
 //! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
 
+mod layered;
 mod staged;
 #[cfg(test)]
 mod tests;
@@ -20,12 +21,15 @@ use proto::rbd::layout::{self, Layout};
 use proto::rbd::names::DataNames;
 use slab::Slab;
 
+use self::layered::{COPY_UP, guard};
 use self::staged::{Change, Staged};
 use super::Image;
+use super::copyup::CopyUps;
 use super::live::Live;
+use super::parent::{Fetches, shows};
 use super::pending::{InFlight, Kind};
 use crate::cluster::{Inbox, op_error, wall_clock};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Reads of at least this many bytes of an object ask which parts of it exist at all (librbd's
 /// `rbd_sparse_read_threshold_bytes`): for smaller ones the answer costs more than the zeros.
@@ -179,6 +183,11 @@ pub struct Queue {
     last_staged: u64,
     /// How many of those wait for others to be done with their object.
     blocked: usize,
+    /// Of a clone: what is being read of the parent, and which objects are being made of that.
+    parent: Option<Box<Fetches>>,
+    copy_ups: CopyUps,
+    /// Something was submitted that nobody has sent yet.
+    unsent: bool,
 }
 
 impl Drop for Queue {
@@ -194,9 +203,13 @@ impl Queue {
     pub(super) fn new(image: Image) -> Self {
         let inbox = Arc::default();
         image.0.current.tell(&inbox);
+        let live = image.0.current.get();
         Self {
             names: DataNames::new(image.object_prefix()),
-            live: image.0.current.get(),
+            parent: live.parent.as_ref().map(|parent| Box::new(Fetches::new(&parent.image))),
+            copy_ups: CopyUps::default(),
+            unsent: false,
+            live,
             image,
             inbox,
             requests: Slab::new(),
@@ -249,27 +262,25 @@ impl Queue {
             Io::Extents { offset, length } => self.extents(token, offset, length),
             Io::Write { offset, data } => {
                 let range = (offset, data.len() as u64);
-                self.change(token, range, Kind::Write, |extent| {
+                self.change(token, range, Kind::Write, |extent, _| {
                     write_ops(&layout, extent, gather(&layout, extent, offset, &data))
                 });
             }
             Io::Discard { offset, length } => {
-                let deletable = self.image.objects_deletable();
                 let granularity = self.image.discard_granularity();
-                self.change(token, (offset, length), Kind::Zero, |extent| {
+                self.change(token, (offset, length), Kind::Zero, |extent, deletable| {
                     let op = discard_op(&layout, extent, granularity, deletable);
                     op.into_iter().map(OsdOp::from).collect()
                 });
             }
             Io::WriteZeroes { offset, length, may_free: true } => {
-                let deletable = self.image.objects_deletable();
-                self.change(token, (offset, length), Kind::Zero, |extent| {
+                self.change(token, (offset, length), Kind::Zero, |extent, deletable| {
                     vec![zero_op(&layout, extent, deletable).into()]
                 });
             }
             Io::WriteZeroes { offset, length, may_free: false } => {
                 let range = (offset, length);
-                self.change(token, range, Kind::Write, |extent| fill_ops(&layout, extent));
+                self.change(token, range, Kind::Write, |extent, _| fill_ops(&layout, extent));
             }
         }
     }
@@ -294,19 +305,35 @@ impl Queue {
                 self.handle_result(token, result, out);
             }
             out.append(&mut self.done);
+            let fetched = self.poll_parent(cx, out);
             if out.len() > before {
                 break;
             }
-            if self.inbox.poll_take(cx, &mut results).is_pending() {
-                self.results = results;
-                return Poll::Pending;
-            }
+            let polled = self.inbox.poll_take(cx, &mut results);
             for (token, result) in results.drain(..) {
                 self.handle_result(token, result, out);
             }
+            if polled.is_pending() && fetched.is_pending() {
+                break;
+            }
         }
         self.results = results;
-        Poll::Ready(())
+        if std::mem::take(&mut self.unsent) {
+            self.image.cluster().kick();
+        }
+        if out.len() == before { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Takes what comes from the parent. `Ready` if something did.
+    fn poll_parent(&mut self, cx: &mut Context<'_>, out: &mut Vec<Completion>) -> Poll<()> {
+        let Some(parent) = &mut self.parent else { return Poll::Pending };
+        let mut fetched = Vec::new();
+        let polled = parent.poll(cx, &mut fetched);
+        self.unsent |= polled.is_ready();
+        for fetched in fetched {
+            self.handle_fetched(fetched, out);
+        }
+        polled
     }
 
     fn read(&mut self, token: u64, offset: u64, length: u64) {
@@ -318,7 +345,8 @@ impl Queue {
         };
         let slot = self.requests.vacant_key();
         if first.len == length && !layout.is_striped() {
-            self.requests.insert(InFlight::new(token, 1, Kind::read_one(first)));
+            let request = InFlight::new(token, 1, Kind::read_one(first));
+            self.requests.insert(request.showing(self.live.overlap()));
             return self.read_object(&first, read_op(&first), piece_token(slot, 0));
         }
         let mut parts = vec![first];
@@ -327,36 +355,52 @@ impl Queue {
             self.read_object(extent, read_op(extent), piece_token(slot, i));
         }
         let count = parts.len();
-        self.requests.insert(InFlight::new(token, count, Kind::read_many(layout, parts)));
+        let request = InFlight::new(token, count, Kind::read_many(layout, parts));
+        self.requests.insert(request.showing(self.live.overlap()));
     }
 
-    /// Changes every extent of a range by the operations that `ops` gives for it.
+    /// Changes every extent of a range by the operations that `ops` gives for it, told whether removing an object
+    /// makes it read as zeros.
     fn change(
         &mut self,
         token: u64,
         (offset, length): (u64, u64),
         kind: Kind,
-        mut ops: impl FnMut(&layout::Extent) -> Vec<OsdOp>,
+        mut ops: impl FnMut(&layout::Extent, bool) -> Vec<OsdOp>,
     ) {
+        let layout = *self.image.layout();
+        let overlap = self.live.overlap();
         let slot = self.requests.vacant_key();
+        let mut guarded = Vec::new();
         let mut count = 0;
-        for extent in self.image.layout().extents(offset, length) {
+        for extent in layout.extents(offset, length) {
+            let shown = shows(&layout, extent.object, overlap);
             // What is not there is zero already.
             let object = extent.object;
-            if matches!(kind, Kind::Zero) && self.reads_as_zeros(object) && !self.is_staged(object)
-            {
+            let absent = self.is_absent(object) && !self.is_staged(object);
+            if matches!(kind, Kind::Zero) && !shown && absent {
                 continue;
             }
-            let ops = ops(&extent);
-            if !ops.is_empty() {
-                self.write_object(&extent, ops, piece_token(slot, count));
-                count += 1;
+            let mut ops = ops(&extent, !shown);
+            if ops.is_empty() {
+                continue;
             }
+            if shown {
+                let guard = guard(&layout, &extent, &mut ops, &self.live.snap_context);
+                if let Some(guard) = &guard {
+                    ops = guard.ops();
+                }
+                guarded.resize(count, None);
+                guarded.push(guard);
+            }
+            self.write_object(&extent, ops, piece_token(slot, count));
+            count += 1;
         }
         if count == 0 {
             return self.done.push(Completion { token, result: Ok(Outcome::Done) });
         }
-        self.requests.insert(InFlight::new(token, count, kind));
+        let request = InFlight::new(token, count, kind);
+        self.requests.insert(request.showing(overlap).guarding(guarded));
     }
 
     fn extents(&mut self, token: u64, offset: u64, length: u64) {
@@ -374,17 +418,13 @@ impl Queue {
             return self.done.push(Completion { token, result });
         }
         let count = parts.len();
-        self.requests.insert(InFlight::new(token, count, Kind::extents(layout, parts)));
+        let request = InFlight::new(token, count, Kind::extents(layout, parts));
+        self.requests.insert(request.showing(self.live.overlap()));
     }
 
     fn operation(&mut self, object: u64, ops: Vec<OsdOp>) -> Operation {
         let name = String::from_utf8_lossy(self.names.of(object)).into_owned();
         Operation::new(self.image.data_pool().locator(), name, ops)
-    }
-
-    /// Whether an object is not there, and nothing shows through where it would be.
-    fn reads_as_zeros(&self, object: u64) -> bool {
-        self.is_absent(object) && self.image.objects_deletable()
     }
 
     fn is_absent(&self, object: u64) -> bool {
@@ -406,8 +446,9 @@ impl Queue {
             Some(OsdOp { op: Op::Delete, .. }) => Change::Remove,
             _ => Change::Write,
         };
+        let snaps = Arc::clone(&self.live.snap_context);
         let mut operation = self.operation(extent.object, ops);
-        operation.snap_context = Arc::clone(&self.live.snap_context);
+        operation.snap_context = snaps;
         operation.mtime = wall_clock();
         self.change_object(extent.object, change, operation, token);
     }
@@ -416,19 +457,31 @@ impl Queue {
     fn handle_result(&mut self, token: u64, result: OpResult, out: &mut Vec<Completion>) {
         let Some((token, result)) = self.take_staged(token, result) else { return };
         let (slot, piece) = ((token >> 32) as usize, token as u32 as usize);
+        if slot == COPY_UP {
+            return self.handle_copied_up(token as u32, result, out);
+        }
+        let Some(request) = self.requests.get_mut(slot) else { return };
+        if request.overlap() > 0
+            && result.as_ref().is_ok_and(|reply| reply.result == ENOENT)
+            && self.ask_parent(slot, piece)
+        {
+            return;
+        }
         let Some(request) = self.requests.get_mut(slot) else { return };
         let kept = match result {
             Ok(reply) => {
                 let object = reply.object.clone();
-                request.keep(piece, reply).map_err(|errno| {
-                    let object = String::from_utf8_lossy(&object);
-                    let pool = self.image.data_pool().name();
-                    let what = format!("{}: object {pool}/{object}", self.image.spec());
-                    Error::from_errno(errno, what)
-                })
+                let kept = request.keep(piece, reply);
+                kept.map_err(|errno| self.image.object_error(&object, errno))
             }
             Err(error) => Err(op_error(error).context(self.image.spec())),
         };
+        self.part_done(slot, kept, out);
+    }
+
+    /// Counts a part of a request as done.
+    fn part_done(&mut self, slot: usize, kept: Result<()>, out: &mut Vec<Completion>) {
+        let Some(request) = self.requests.get_mut(slot) else { return };
         if request.one_done(kept) {
             let request = self.requests.remove(slot);
             self.image.0.budget.give(1, self.costs[slot]);
@@ -436,6 +489,8 @@ impl Queue {
         }
     }
 }
+
+const ENOENT: i32 = -2;
 
 /// Names an operation: its request's slot, and which part of the request it is.
 fn piece_token(slot: usize, piece: usize) -> u64 {
@@ -497,8 +552,10 @@ fn discard_op(
     granularity: u64,
     deletable: bool,
 ) -> Option<Op> {
-    let whole = extent.len == layout.object_size();
-    let extent = if whole { *extent } else { shrink(extent, granularity)? };
+    // Where grains are whole objects, cutting off an object's end is worth it (as librbd has it).
+    let to_the_end = extent.offset + extent.len == layout.object_size();
+    let as_it_is = to_the_end && (extent.offset == 0 || granularity == layout.object_size());
+    let extent = if as_it_is { *extent } else { shrink(extent, granularity)? };
     Some(zero_op(layout, &extent, deletable))
 }
 

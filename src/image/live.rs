@@ -14,6 +14,7 @@ use proto::rbd::Features;
 use tokio::time::Instant;
 
 use super::object_map::ObjectMap;
+use super::parent::Shared;
 use super::{Header, READABLE, WRITABLE};
 use crate::cluster::Inbox;
 use crate::error::{Error, Kind, Result};
@@ -47,6 +48,8 @@ pub(super) struct Live {
     /// What writes must preserve. Shared with nothing but them.
     pub(super) snap_context: Arc<SnapContext>,
     pub(super) size: u64,
+    /// What shows where objects are missing.
+    pub(super) parent: Shared,
     /// The size that it is being shrunk to: what is beyond is going already.
     pub(super) shrinking: Option<u64>,
     /// Because of what it is.
@@ -61,7 +64,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(header: Header, size: u64) -> Self {
+    pub(super) fn new(header: Header, size: u64, parent: Shared) -> Self {
         let access = match header.features.contains(Features::EXCLUSIVE_LOCK) {
             true => Access::Waiting,
             false => Access::Free,
@@ -71,6 +74,7 @@ impl Live {
             snap_context: Arc::new(header.snap_context.clone()),
             header: Arc::new(header),
             size,
+            parent,
             shrinking: None,
             refusal: None,
             denied: None,
@@ -80,8 +84,14 @@ impl Live {
         }
     }
 
-    /// Goes over to another header.
-    pub(super) fn set_header(&mut self, header: Header) {
+    /// How many bytes of the parent show, from the beginning.
+    #[inline]
+    pub(super) fn overlap(&self) -> u64 {
+        self.parent.as_ref().map_or(0, |parent| parent.link.overlap)
+    }
+
+    /// Goes over to another header, with the parent that it names.
+    pub(super) fn set_header(&mut self, header: Header, parent: Shared) {
         let locks = header.features.contains(Features::EXCLUSIVE_LOCK);
         self.access = match (locks, self.access) {
             (false, _) => Access::Free,
@@ -93,6 +103,7 @@ impl Live {
         }
         self.size = self.shrinking.map_or(header.size, |size| size.min(header.size));
         self.snap_context = Arc::new(header.snap_context.clone());
+        self.parent = parent;
         self.header = Arc::new(header);
     }
 
@@ -115,6 +126,7 @@ impl Live {
             header: Arc::clone(&self.header),
             snap_context: Arc::new((*self.snap_context).clone()),
             size: self.size,
+            parent: self.parent.clone(),
             shrinking: self.shrinking,
             refusal: self.refusal.clone(),
             denied: self.denied.clone(),
@@ -277,15 +289,16 @@ mod tests {
             object_prefix: "rbd_data.1".into(),
             data_pool: None,
             snap_context: SnapContext { seq: SnapId(size), snaps: Vec::new() },
+            parent: None,
         }
     }
 
     fn live(size: u64) -> Live {
-        Live::new(header(size), size)
+        Live::new(header(size), size, None)
     }
 
     async fn becomes(current: &Current, size: u64) -> Result<()> {
-        current.change(|live| live.set_header(header(size)));
+        current.change(|live| live.set_header(header(size), None));
         current.drained(SHORT).await
     }
 
@@ -337,12 +350,12 @@ mod tests {
     fn whether_writes_wait_follows_the_features() {
         let current = Current::new(live(1));
         let locking = |size| Header { features: Features::EXCLUSIVE_LOCK, ..header(size) };
-        current.change(|live| live.set_header(locking(1)));
+        current.change(|live| live.set_header(locking(1), None));
         assert_eq!(current.get().access, Access::Waiting);
         current.change(|live| live.access = Access::Held);
-        current.change(|live| live.set_header(locking(2)));
+        current.change(|live| live.set_header(locking(2), None));
         assert_eq!(current.get().access, Access::Held, "others change what they like");
-        current.change(|live| live.set_header(header(2)));
+        current.change(|live| live.set_header(header(2), None));
         assert_eq!(current.get().access, Access::Free);
     }
 
@@ -366,7 +379,7 @@ mod tests {
                 });
             }
             for change in 1..=CHANGES {
-                current.change(|live| live.set_header(header(change)));
+                current.change(|live| live.set_header(header(change), None));
                 runtime.block_on(current.drained(10 * SHORT)).unwrap();
                 settled.store(change, Ordering::SeqCst);
             }

@@ -151,6 +151,7 @@ impl Image {
             Maintenance::Resize { size, may_shrink } => {
                 admin::resize(self, *size, *may_shrink, progress).await
             }
+            Maintenance::Flatten => admin::flatten(self, progress).await,
             Maintenance::SnapCreate { namespace, name, .. } => {
                 admin::create_snapshot(self, namespace, name).await.map(drop)
             }

@@ -1,12 +1,14 @@
 //! RBD images.
 
 pub mod admin;
+mod copyup;
 pub mod header;
 pub mod io;
 mod live;
 mod lock;
 mod maintain;
 mod object_map;
+mod parent;
 mod pending;
 pub mod transfer;
 mod watch;
@@ -23,12 +25,14 @@ use proto::rbd::layout::Layout;
 use proto::types::SnapId;
 
 pub use self::header::Header;
+use self::header::ParentLink;
 pub use proto::rbd::notify::Maintenance;
 
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
 use self::live::{Current, Live};
 use self::lock::{Keeper, Lock};
 use self::maintain::Requests;
+use self::parent::Parent;
 use self::watch::{Refreshes, Watcher};
 use crate::cluster::{Budget, Cluster};
 use crate::config::ReadFrom;
@@ -47,6 +51,9 @@ const BYTES_IN_FLIGHT: u64 = 64 << 20;
 /// How long writes under way may keep a change of the image waiting.
 const PAUSE: Duration = Duration::from_secs(25);
 
+/// How deep clones of clones may go. Ceph's kernel client reads 16.
+const PARENTS: usize = 64;
+
 /// Features with which an image can be written here.
 pub(crate) const WRITABLE: Features = Features(
     Features::LAYERING.0
@@ -55,7 +62,6 @@ pub(crate) const WRITABLE: Features = Features(
         | Features::EXCLUSIVE_LOCK.0
         | Features::OBJECT_MAP.0
         | Features::FAST_DIFF.0
-        // Matters only when a clone is flattened, which is refused.
         | Features::DEEP_FLATTEN.0
         | Features::OPERATIONS.0,
 );
@@ -153,7 +159,7 @@ impl Image {
     /// not built yet, with the feature's name.
     pub async fn open(pool: &Pool, name: &str, options: &OpenOptions) -> Result<Self> {
         let id = header::image_id(pool, name).await?;
-        Self::open_with(pool, name.to_owned(), id, options).await
+        Self::open_with(pool, name.to_owned(), id, options, 0).await
     }
 
     /// Opens an image by its id, be it in the trash.
@@ -162,7 +168,7 @@ impl Image {
     /// As [`Image::open`].
     pub async fn open_by_id(pool: &Pool, id: &str, options: &OpenOptions) -> Result<Self> {
         let name = header::image_name(pool, id).await?;
-        Self::open_with(pool, name, id.to_owned(), options).await
+        Self::open_with(pool, name, id.to_owned(), options, 0).await
     }
 
     async fn open_with(
@@ -170,6 +176,7 @@ impl Image {
         name: String,
         id: String,
         options: &OpenOptions,
+        depth: usize,
     ) -> Result<Self> {
         let spec = header::spec(pool, &name);
         let opening = format!("image {spec}");
@@ -182,13 +189,19 @@ impl Image {
             None => (SnapId::HEAD, header.size),
         };
 
-        let parent = match header.features.contains(Features::LAYERING) {
-            true => header::parent(pool, &id, read_snap).await.context(&opening)?,
-            false => None,
-        };
-        let has_parent = parent.is_some_and(|link| link.overlap > 0);
-        check_features(&spec, header.features, has_parent, read_only)?;
+        check_features(&spec, header.features, read_only)?;
 
+        let link = match &snapshot {
+            None => header.parent.clone(),
+            Some(snapshot) if header.features.contains(Features::LAYERING) => {
+                header::parent(pool, &id, snapshot.id).await.context(&opening)?
+            }
+            Some(_) => None,
+        };
+        let parent = match link.filter(|link| link.overlap > 0) {
+            Some(link) => Some(Arc::new(Parent::open(pool, &link, depth).await.context(&opening)?)),
+            None => None,
+        };
         let data_pool = match header.data_pool {
             Some(id) => pool
                 .cluster()
@@ -205,7 +218,7 @@ impl Image {
             id,
             layout: header.layout,
             object_prefix: header.object_prefix.clone(),
-            current: Current::new(Live::new(header, size)),
+            current: Current::new(Live::new(header, size, parent)),
             lock: Lock::default(),
             refreshes: Refreshes::default(),
             requests: Requests::default(),
@@ -344,13 +357,14 @@ impl Image {
         &self.0.object_prefix
     }
 
-    fn read_snap(&self) -> SnapId {
-        self.0.read_snap
+    /// What an OSD answered about an object.
+    fn object_error(&self, object: &[u8], errno: i32) -> Error {
+        let (pool, object) = (self.data_pool().name(), String::from_utf8_lossy(object));
+        Error::from_errno(errno, format!("{}: object {pool}/{object}", self.spec()))
     }
 
-    /// Whether an object that is not there reads as zeros, so that zeroing all of it can remove it.
-    fn objects_deletable(&self) -> bool {
-        true
+    fn read_snap(&self) -> SnapId {
+        self.0.read_snap
     }
 
     fn discard_granularity(&self) -> u64 {
@@ -392,6 +406,24 @@ impl Image {
     }
 }
 
+impl Parent {
+    /// Opens the parent of an image in `pool`, which is a clone of a clone, `depth` times.
+    async fn open(pool: &Pool, link: &ParentLink, depth: usize) -> Result<Self> {
+        let parent = &link.parent;
+        if depth >= PARENTS {
+            let what = format!("more than {PARENTS} clones of clones of clones");
+            return Err(Error::new(Kind::Unsupported, what).with_hint("flatten some of them"));
+        }
+        let pool = pool.cluster().pool_by_id(parent.pool).await?.with_namespace(&parent.namespace);
+        let name = header::image_name(&pool, &parent.image_id).await?;
+        let version = Version::SnapshotId(parent.snap);
+        let options = OpenOptions { read_only: true, version, ..OpenOptions::default() };
+        let id = parent.image_id.clone();
+        let image = Box::pin(Image::open_with(&pool, name, id, &options, depth + 1)).await?;
+        Ok(Self { image, link: link.clone() })
+    }
+}
+
 /// Finds the snapshot that is to be opened; `None` for the head.
 async fn find_snapshot(
     pool: &Pool,
@@ -418,12 +450,8 @@ async fn find_snapshot(
 }
 
 /// Refuses an image that could not be read rightly, or whose other users would not see what is written here.
-fn check_features(spec: &str, features: Features, has_parent: bool, read_only: bool) -> Result<()> {
+fn check_features(spec: &str, features: Features, read_only: bool) -> Result<()> {
     let refuse = |what: String| Error::new(Kind::Unsupported, format!("image {spec} {what}"));
-    if has_parent {
-        return Err(refuse("is a clone: reading through to its parent is not built yet".into())
-            .with_hint(format!("`rbd flatten {spec}` makes it independent")));
-    }
     let unreadable = Features(features.0 & !READABLE.0);
     if !unreadable.is_empty() {
         return Err(refuse(format!("has features that are not built yet: {unreadable}")));

@@ -147,6 +147,12 @@ pub(super) fn update_ops(
     vec![assert_ours(), call(&UpdateObjectMap { begin, end, state: state as u8, only })]
 }
 
+/// Changes the state of one object in the map of a snapshot, which has no lock.
+pub(super) fn update_at(object: u64, state: ObjectState) -> Op {
+    let (begin, end) = (object, object + 1);
+    call(&UpdateObjectMap { begin, end, state: state as u8, only: None })
+}
+
 /// Says in the header that the map must not be believed.
 pub(super) fn invalidate_op(snap: SnapId) -> Op {
     let flags = Flags::OBJECT_MAP_INVALID.0 | Flags::FAST_DIFF_INVALID.0;

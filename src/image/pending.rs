@@ -5,7 +5,9 @@ use proto::msg::op::{code, decode_sparse_read};
 use proto::msg::osd_op::{OpReply, Reply};
 use proto::rbd::layout::{self, Layout};
 
+use super::copyup::Guarded;
 use super::io::{Extent, Outcome, Segment};
+use super::parent::Content;
 use crate::error::{Error, Result};
 
 const ENOENT: i32 = -2;
@@ -18,6 +20,21 @@ pub(super) struct InFlight {
     pending: usize,
     error: Option<Error>,
     kind: Kind,
+    /// How much of a parent shows where objects are missing.
+    overlap: u64,
+    /// Of a change, those parts that need their object to be there.
+    guarded: Vec<Option<Guarded>>,
+}
+
+/// What is to be done where an object is missing that the parent may show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instead {
+    /// Reading what the parent has.
+    Read(layout::Extent),
+    /// Asking which parts of that hold data.
+    Map(layout::Extent),
+    /// Making the object.
+    CopyUp(u64),
 }
 
 /// What the results make.
@@ -31,8 +48,8 @@ pub(super) enum Kind {
     Write,
     /// Likewise, and what is not there need not be zeroed.
     Zero,
-    /// Which bytes are there: of each extent, how large its object is.
-    Extents { layout: Layout, parts: Vec<(layout::Extent, u64)> },
+    /// Which bytes are there, of each extent.
+    Extents { layout: Layout, parts: Vec<(layout::Extent, Vec<Extent>)> },
 }
 
 impl Kind {
@@ -46,14 +63,71 @@ impl Kind {
     }
 
     pub(super) fn extents(layout: Layout, parts: Vec<layout::Extent>) -> Self {
-        let parts = parts.into_iter().map(|extent| (extent, 0)).collect();
+        let parts = parts.into_iter().map(|extent| (extent, Vec::new())).collect();
         Self::Extents { layout, parts }
     }
 }
 
 impl InFlight {
     pub(super) fn new(token: u64, pending: usize, kind: Kind) -> Self {
-        Self { token, pending, error: None, kind }
+        Self { token, pending, error: None, kind, overlap: 0, guarded: Vec::new() }
+    }
+
+    /// The same, of an image with a parent.
+    pub(super) fn showing(self, overlap: u64) -> Self {
+        Self { overlap, ..self }
+    }
+
+    /// The same, with parts that need their object to be there.
+    pub(super) fn guarding(self, guarded: Vec<Option<Guarded>>) -> Self {
+        Self { guarded, ..self }
+    }
+
+    /// How much of a parent shows where objects are missing.
+    pub(super) fn overlap(&self) -> u64 {
+        self.overlap
+    }
+
+    /// A part that needs its object to be there.
+    pub(super) fn guarded(&self, part: usize) -> Option<&Guarded> {
+        self.guarded.get(part)?.as_ref()
+    }
+
+    /// What is to be done if the object of a part is missing, and the parent may show something there.
+    pub(super) fn instead(&self, part: usize) -> Option<Instead> {
+        match &self.kind {
+            Kind::ReadOne { extent, .. } => Some(Instead::Read(*extent)),
+            Kind::ReadMany { parts, .. } => {
+                parts.get(part).map(|(extent, _)| Instead::Read(*extent))
+            }
+            Kind::Extents { parts, .. } => parts.get(part).map(|(extent, _)| Instead::Map(*extent)),
+            Kind::Write | Kind::Zero => {
+                self.guarded(part).map(|guarded| Instead::CopyUp(guarded.extent.object))
+            }
+        }
+    }
+
+    /// Takes what the parent has in the place of a part's object.
+    pub(super) fn keep_from_parent(&mut self, part: usize, content: Content) {
+        match (&mut self.kind, content) {
+            (Kind::ReadOne { content, .. }, Content::Bytes(mut segments)) => {
+                *content = Some(match segments.as_mut_slice() {
+                    [Segment::Data(data)] => Outcome::ReadWhole(std::mem::take(data)),
+                    _ => Outcome::Read(segments),
+                });
+            }
+            (Kind::ReadMany { parts, .. }, Content::Bytes(segments)) => {
+                if let Some((_, kept)) = parts.get_mut(part) {
+                    *kept = segments;
+                }
+            }
+            (Kind::Extents { parts, .. }, Content::Map(extents)) => {
+                if let Some((_, kept)) = parts.get_mut(part) {
+                    *kept = extents;
+                }
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn token(&self) -> u64 {
@@ -88,10 +162,17 @@ impl InFlight {
             Kind::Write if missing => return Err(ENOENT),
             // What is to be zeroed and is not there is zero.
             Kind::Write | Kind::Zero => {}
-            Kind::Extents { .. } if missing => {}
             Kind::Extents { parts, .. } => {
-                let (_, size) = parts.get_mut(part).ok_or(EIO)?;
-                *size = proto::denc::decode(&op()?.data, "stat").map_err(|_| EIO)?;
+                let (extent, found) = parts.get_mut(part).ok_or(EIO)?;
+                let size: u64 = match missing {
+                    true => 0,
+                    false => proto::denc::decode(&op()?.data, "stat").map_err(|_| EIO)?,
+                };
+                let stored = size.saturating_sub(extent.offset).min(extent.len);
+                *found = vec![
+                    Extent { length: stored, allocated: true },
+                    Extent { length: extent.len - stored, allocated: false },
+                ];
             }
         }
         Ok(())
@@ -201,20 +282,30 @@ fn split(segment: Segment, length: u64) -> (Segment, Option<Segment>) {
     }
 }
 
-/// Which bytes of the image are there, from the sizes of its objects.
-fn allocation(layout: &Layout, parts: &[(layout::Extent, u64)]) -> Vec<Extent> {
+/// Which bytes of the image are there, from what is there of its objects.
+fn allocation(layout: &Layout, parts: &[(layout::Extent, Vec<Extent>)]) -> Vec<Extent> {
     let mut placed: Vec<(u64, Extent)> = Vec::new();
-    for (extent, size) in parts {
-        let mut object_offset = extent.offset;
+    for (extent, found) in parts {
+        let mut found = found.iter().copied();
+        let mut current = Extent { length: 0, allocated: false };
         for piece in layout.pieces(extent.object, extent.offset, extent.len) {
-            let stored = size.saturating_sub(object_offset).min(piece.len);
-            placed.push((piece.image, Extent { length: stored, allocated: true }));
-            let rest = Extent { length: piece.len - stored, allocated: false };
-            placed.push((piece.image + stored, rest));
-            object_offset += piece.len;
+            let mut at = piece.image;
+            let end = piece.image + piece.len;
+            while at < end {
+                while current.length == 0 {
+                    let Some(next) = found.next() else { break };
+                    current = next;
+                }
+                // What is not told about is nothing.
+                let length =
+                    if current.length == 0 { end - at } else { current.length.min(end - at) };
+                let allocated = current.allocated && current.length > 0;
+                placed.push((at, Extent { length, allocated }));
+                current.length = current.length.saturating_sub(length);
+                at += length;
+            }
         }
     }
-    placed.retain(|(_, extent)| extent.length > 0);
     placed.sort_by_key(|(offset, _)| *offset);
     let mut extents: Vec<Extent> = Vec::new();
     for (_, extent) in placed {

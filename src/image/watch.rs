@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::live::{Refusal, refusal};
+use super::parent::{Parent, Shared};
 use super::{Header, Inner, header};
 use crate::error::{Context as _, Kind, Result};
 use crate::pool::{Notification, Watch, WatchEvent};
@@ -192,13 +193,28 @@ impl Inner {
         // What a later one has read is as new as what this one has, or newer.
         let ticket = self.refreshes.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let header = Header::read(&self.pool, &self.id).await.context(&image)?;
+        let parent = self.parent_of(&header).await.context(&image)?;
         if self.refreshes.applied.fetch_max(ticket, Ordering::SeqCst) < ticket {
-            self.apply(header);
+            self.apply(header, parent);
         }
         self.current.drained(DRAIN).await.context(image)
     }
 
-    fn apply(&self, header: Header) {
+    /// The parent that a header names, which is open already unless there is a new one.
+    async fn parent_of(&self, header: &Header) -> Result<Shared> {
+        let Some(link) = header.parent.as_ref().filter(|link| link.overlap > 0) else {
+            return Ok(None);
+        };
+        Ok(Some(match &self.current.get().parent {
+            Some(parent) if parent.link == *link => Arc::clone(parent),
+            Some(parent) if parent.link.parent == link.parent => {
+                Arc::new(Parent { image: parent.image.clone(), link: link.clone() })
+            }
+            _ => Arc::new(Parent::open(&self.pool, link, 0).await?),
+        }))
+    }
+
+    fn apply(&self, header: Header, parent: Shared) {
         let (image, old) = (self.spec(), self.current.get());
         if *old.header == header {
             return;
@@ -217,7 +233,7 @@ impl Inner {
         }
         self.current.change(|live| {
             live.refusal = refusal;
-            live.set_header(header);
+            live.set_header(header, parent);
         });
         self.lock.look();
     }

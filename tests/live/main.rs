@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clones;
 mod cluster;
 mod connect;
 mod data;

@@ -27,7 +27,7 @@ const LAYOUTS: [&[&str]; 5] = [
 fn the_same_operations_make_the_same_images() {
     let env = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seed = env("CEPH_NATIVE_SEED").unwrap_or(1);
-    let count = env("CEPH_NATIVE_OPS").unwrap_or_else(|| if full() { 300 } else { 40 });
+    let count = env("CEPH_NATIVE_OPS").unwrap_or_else(|| if full() { 300 } else { 25 });
     let ceph = Ceph::start(Options::default());
     ceph.create_pool("data");
     for namespace in ["ours", "theirs"] {
@@ -100,13 +100,19 @@ impl Twins<'_> {
         let dest = format!("{{}}/{other}");
         match self.random.below(if images.len() < 2 { 8 } else { 100 }) {
             0..8 => self.create(&other),
-            8..34 => self.write(&image),
+            8..12 => {
+                let format = self.random.of(&["1", "2", "2"]);
+                let format = ["--rbd-default-clone-format", format];
+                self.both(&[&["clone", &at(&snap), &dest], &format[..]].concat());
+            }
+            12..34 => self.write(&image),
             34..44 => self.both(&["snap", "create", "--no-progress", &at(&new_snap)]),
             44..49 => self.both(&["snap", "rm", "--no-progress", &at(&snap)]),
             49..51 => self.both(&["snap", "rename", &at(&snap), &at(&new_snap)]),
             51..55 => self.both(&["snap", "protect", &at(&snap)]),
             55..58 => self.both(&["snap", "unprotect", &at(&snap)]),
             58..63 => self.both(&["snap", "rollback", "--no-progress", &at(&snap)]),
+            63 if self.random.chance(50) => self.both(&["flatten", "--no-progress", &head]),
             63 => self.both(&["snap", "purge", "--no-progress", &head]),
             64 => {
                 let limit = self.random.below(4).to_string();
@@ -124,7 +130,7 @@ impl Twins<'_> {
                 let value = self.random.below(100).to_string();
                 self.both(&["image-meta", "set", &head, "key", &value]);
             }
-            79 => self.both(&["image-meta", "rm", &head, "key"]),
+            79 => self.both(&["flatten", "--no-progress", &head]),
             80..84 => self.both(&["rm", "--no-progress", &head]),
             84..88 => self.both(&["trash", "mv", &head]),
             88..92 => self.trash("restore"),

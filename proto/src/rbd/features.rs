@@ -214,6 +214,9 @@ impl Not for Features {
 pub struct OpFeatures(pub u64);
 
 impl OpFeatures {
+    /// The image is a clone of the second version.
+    pub const CLONE_CHILD: Self = Self(1 << 1);
+
     /// The names that `rbd info` prints.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         ["clone-parent", "clone-child", "group", "snap-trash"]

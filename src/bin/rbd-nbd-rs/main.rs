@@ -4,6 +4,7 @@
 
 mod bench;
 mod children;
+mod clone;
 mod copy;
 mod create;
 mod daemon;
@@ -75,6 +76,8 @@ enum Verb {
     ObjectMap(object_map::ObjectMap),
     Status(status::Status),
     Children(children::Children),
+    Clone(clone::Clone),
+    Flatten(clone::Flatten),
     #[command(subcommand)]
     Snap(snap::Snap),
     #[command(subcommand)]
@@ -180,6 +183,8 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::ObjectMap(object_map) => object_map.run(&cluster).await,
             Verb::Status(status) => status.run(&cluster).await,
             Verb::Children(children) => children.run(&cluster).await,
+            Verb::Clone(clone) => clone.run(&cluster).await,
+            Verb::Flatten(flatten) => flatten.run(&cluster).await,
             Verb::Snap(snap) => snap.run(&cluster).await,
             Verb::Trash(trash) => trash.run(&cluster).await,
             Verb::Namespace(namespace) => namespace.run(&cluster).await,

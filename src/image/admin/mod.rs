@@ -1,10 +1,12 @@
 //! Administration of images: what `rbd create`, `ls`, `info`, `rm`, `resize` and `status` do.
 
 mod children;
+mod clone;
 mod copy;
 mod create;
 mod details;
 mod features;
+mod flatten;
 mod locks;
 mod metadata;
 mod namespaces;
@@ -23,10 +25,12 @@ use proto::rbd::names;
 use proto::types::EntityAddr;
 
 pub use self::children::{ChildImage, children};
+pub use self::clone::{CloneFormat, clone, clone_like};
 pub use self::copy::{copy, like};
 pub use self::create::{CreateOptions, create, supported};
 pub use self::details::{Details, LockKind, ParentName, Snapshot, group_names};
 pub use self::features::update_features;
+pub use self::flatten::flatten;
 pub use self::locks::{Locker, Locks, add_lock, locks, remove_lock};
 pub use self::metadata::{CONFIG_PREFIX, Notes};
 pub use self::namespaces::{create_namespace, list_namespaces, remove_namespace};

@@ -7,6 +7,7 @@ use proto::rbd::cls::SetSize;
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{ObjectState, notify};
 
+use super::flatten::copy_up;
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::object_map::{MAX_OBJECTS, ObjectMap};
@@ -53,6 +54,7 @@ pub async fn resize(
         image.0.current.change(|live| live.shrink_to(Some(size)));
         let shrunk = async {
             image.0.current.drained(PAUSE).await?;
+            keep_for_snapshots(image, size).await?;
             trim(image, size, map.as_deref(), progress).await?;
             set_size(image, size, map.as_deref()).await
         };
@@ -84,6 +86,19 @@ async fn set_size(image: &Image, size: u64, map: Option<&ObjectMap>) -> Result<(
         image.0.replace_map(resized);
     }
     image.refresh().await
+}
+
+/// What snapshots show of the parent beyond the new end has to be theirs before it goes: nothing of the parent shows
+/// there afterwards, should the image come back to them.
+async fn keep_for_snapshots(image: &Image, size: u64) -> Result<()> {
+    let header = image.header();
+    let (Some(link), false) = (&header.parent, header.snap_context.snaps.is_empty()) else {
+        return Ok(());
+    };
+    let layout = header.layout;
+    let set = layout.object_size() * layout.stripe_count();
+    let begin = size / set * layout.stripe_count();
+    copy_up(image, begin, layout.objects(link.overlap).max(begin), &mut |_, _| {}).await
 }
 
 /// Removes objects that are beyond the new end, and cuts those that are across it.

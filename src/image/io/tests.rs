@@ -9,6 +9,7 @@ use proto::msg::osd_op::{OpReply, Reply};
 use proto::types::{EVersion, Epoch, PgId, Tid};
 
 use super::*;
+use crate::error::Error;
 
 const ENOENT: i32 = -2;
 /// Objects of 4 KiB, the smallest that there are.
@@ -439,6 +440,10 @@ fn discards_free_whole_grains_and_whole_objects() {
     assert_eq!(op(1, 2 * grain), Some(Op::Zero { offset: grain, length: grain }));
     assert_eq!(op(0, 4 << 20), Some(Op::Delete));
     assert_eq!(op(1, (4 << 20) - 1), Some(Op::Truncate { size: grain }));
+    let small = Layout::plain(16).unwrap();
+    let op = |offset, len| discard_op(&small, &one(offset, len), grain, true);
+    assert_eq!(op(100, grain - 100), Some(Op::Truncate { size: 100 }));
+    assert_eq!(op(0, grain - 1), None);
     let kept = discard_op(&layout, &one(0, 4 << 20), grain, false);
     assert_eq!(
         kept,
