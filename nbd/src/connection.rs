@@ -91,7 +91,7 @@ pub(crate) async fn serve(
 
 /// Serves the kernel, which was told everything that the handshake is for, until it leaves or the server shuts down.
 ///
-/// What is not begun then is left unanswered, not refused: the kernel asks again whoever serves it next.
+/// It is left when nothing is in flight, or without an answer to what is: the kernel asks again whoever serves it next.
 pub(crate) async fn serve_kernel(
     stream: impl Stream,
     export: Export,
@@ -232,12 +232,13 @@ impl<'a, S: Stream> Transmission<'a, S> {
             if received || parsed || completed || sent {
                 continue;
             }
+            let idle = self.pending.is_empty() && self.replies.bytes() == 0;
+            // What comes from now on can be asked of whoever serves the client next: nothing has to be asked again.
+            if self.asked_again && self.draining.is_some() && idle && self.input.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
             // Where there is room, what is left of the input is no whole request.
-            if self.is_last_read()
-                && self.pending.is_empty()
-                && self.replies.bytes() == 0
-                && (self.input.is_empty() || self.has_room(cx))
-            {
+            if self.is_last_read() && idle && (self.input.is_empty() || self.has_room(cx)) {
                 return Poll::Ready(Ok(()));
             }
             return Poll::Pending;
@@ -246,7 +247,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
 
     /// Whether nothing more will be read from the socket.
     fn is_last_read(&self) -> bool {
-        self.end_of_input || self.draining.is_some() || matches!(self.reading, Reading::Nothing(_))
+        let leaves = self.draining.is_some() && !self.asked_again;
+        self.end_of_input || leaves || matches!(self.reading, Reading::Nothing(_))
     }
 
     /// Whether one more request may be taken in. If not, this task is woken when it may: by the device, or as what is
@@ -327,8 +329,10 @@ impl<'a, S: Stream> Transmission<'a, S> {
                 break;
             }
             let checked = match self.draining {
-                Some(_) => Err((Errno::ESHUTDOWN, "the server is shutting down")),
-                None => request::check(&header, &self.terms),
+                Some(_) if !self.asked_again => {
+                    Err((Errno::ESHUTDOWN, "the server is shutting down"))
+                }
+                _ => request::check(&header, &self.terms),
             };
             if let Err(refusal) = checked {
                 self.input.advance(RequestHeader::BYTES);

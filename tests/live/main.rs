@@ -10,6 +10,7 @@ mod connect;
 mod data;
 mod dns;
 mod faults;
+mod guest;
 mod images;
 mod keys;
 mod layers;

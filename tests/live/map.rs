@@ -328,3 +328,28 @@ fn unmap_by_force_waits_for_nobody() {
     signal("-CONT");
     run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
 }
+
+#[test]
+fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
+    let ceph = one_osd();
+    create(ceph, "rbd/first", "8M");
+    create(ceph, "rbd/second", "8M");
+    let (table, state) = (ceph.dir().join("table"), ceph.dir().join("table-state"));
+    let (links, program, conf) = (ceph.dir().join("links"), PathBuf::from(program()), ceph.conf());
+    let options = format!("--device-type fuse -c {}", conf.display());
+    let text = format!("# Images\n\nrbd/first {options}\nrbd/second --read-only {options}\n");
+    fs::write(&table, text).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbdmap");
+    let env: [(&str, &Path); 3] =
+        [("RBD_NBD_RS", &program), ("RBD_NBD_RS_STATE", &state), ("RBD_NBD_RS_LINKS", &links)];
+    run_in(script, &["map", table.to_str().unwrap()], &env, 120).ok();
+    let size = |name: &str| {
+        let link = links.join("rbd").join(name);
+        run("blockdev", &["--getsize64", link.to_str().unwrap()]).ok()
+    };
+    assert_eq!((size("first").trim(), size("second").trim()), ("8388608", "8388608"));
+    run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).ok();
+    let list = run_in(program.to_str().unwrap(), &["list-mapped", "--all"], &env, 30);
+    assert_eq!(list.ok(), "");
+    assert_eq!(fs::read_dir(links.join("rbd")).unwrap().count(), 0);
+}

@@ -4,12 +4,14 @@
 #![allow(unused_imports, dead_code, reason = "the tests need parts of it, the bench others")]
 
 mod ceph;
+mod guest;
 mod ledger;
 mod netns;
 mod run;
 mod serve;
 
 pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Release, Store};
+pub(crate) use self::guest::Guest;
 pub(crate) use self::ledger::{Ledger, Worked};
 pub(crate) use self::netns::Netns;
 pub(crate) use self::run::{Ran, run, run_in};

@@ -37,6 +37,10 @@ pub fn size(device: &Path) -> Option<u64> {
     Some(sectors * 512)
 }
 
+/// How often the kernel looks whether a request that is in flight was lost with its connection, and then asks again. It
+/// does so for ever, and logs it, so that more often than this would fill the log while a cluster is not there.
+const LOOK_MILLISECONDS: u32 = 5000;
+
 /// Sets up the queue of a device for objects over a network: requests as long as the kernel makes them, up to
 /// `longest` bytes, no scheduler, and read ahead as far. What this kernel doesn't have is left.
 pub fn tune(device: &Path, longest: u32) {
@@ -51,6 +55,7 @@ pub fn tune(device: &Path, longest: u32) {
         ("read_ahead_kb", longest.to_string()),
         ("rotational", "0".to_owned()),
         ("add_random", "0".to_owned()),
+        ("io_timeout", LOOK_MILLISECONDS.to_string()),
     ] {
         if let Err(error) = fs::write(queue.join(name), value) {
             tracing::debug!(name, %error, "a setting of the queue");

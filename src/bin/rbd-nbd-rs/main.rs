@@ -98,9 +98,46 @@ enum Verb {
     OsdMap(osd_map::OsdMapOf),
 }
 
+/// What there is under the name of Ceph's `rbd-nbd`.
+#[derive(Parser, Debug)]
+#[command(name = "rbd-nbd", version, about, after_help = config::HELP, max_term_width = 100)]
+struct DropIn {
+    #[command(subcommand)]
+    verb: map::Verb,
+}
+
+/// As [`main`], but with the verb anywhere on the line, and one exit code for all failures.
+fn drop_in(mut words: Vec<String>) -> ExitCode {
+    let failed = |error: &dyn std::fmt::Display| {
+        eprintln!("rbd-nbd: {error}");
+        ExitCode::FAILURE
+    };
+    map::translate(words.get_mut(1..).unwrap_or_default());
+    let ceph = match config::Args::take(&mut words) {
+        Ok(ceph) => ceph,
+        Err(error) => return failed(&error),
+    };
+    match DropIn::try_parse_from(words) {
+        Ok(DropIn { verb }) => {
+            log_to_stderr();
+            match map::run(verb, &ceph) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            }
+        }
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let mut words: Vec<String> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    if map::is_drop_in() {
+        return drop_in(words);
+    }
     let ceph = match config::Args::take(&mut words) {
         Ok(ceph) => ceph,
         Err(error) => return usage(&error.to_string()),

@@ -23,9 +23,9 @@ use super::state::{DeviceType, failed};
 /// The longest request that the kernel is to make, in bytes: an object of the usual size.
 const LONGEST_REQUEST: u32 = 4 << 20;
 
-/// How long requests in flight may take when the device is left to somebody else. What is not done by then, the kernel
-/// asks again.
-const DETACH: Duration = Duration::from_millis(200);
+/// How long it may take until no request is in flight when the device is left to somebody else. What is not done by
+/// then, the kernel asks again.
+const DETACH: Duration = Duration::from_secs(1);
 
 /// How often and for how long new sockets are offered to a device whose old ones the kernel has not missed yet.
 const OFFER_PAUSE: Duration = Duration::from_millis(20);
@@ -107,11 +107,12 @@ impl Attached {
     }
 
     /// Leaves the device to somebody else, or gives it back if there cannot be anybody else.
-    pub(crate) async fn leave(self) -> std::result::Result<(), (Self, Error)> {
+    /// Says whether all that was asked is done.
+    pub(crate) async fn leave(self) -> std::result::Result<bool, (Self, Error)> {
         match self {
             Self::Nbd(nbd) => {
-                nbd.server.shutdown(DETACH).await;
-                Ok(())
+                let report = nbd.server.shutdown(DETACH).await;
+                Ok(report.abandoned == 0)
             }
             Self::Fuse(fuse) => {
                 let what = "a device over FUSE cannot be served by anybody else";

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use ceph_native::attach::ImageDevice;
 use ceph_native::cluster::Cluster;
-use ceph_native::error::{Error, Kind, Result};
+use ceph_native::error::{Context as _, Error, Kind, Result};
+use ceph_native::image::admin::address_text;
 use ceph_native::image::{Image, OpenOptions, Version};
 use nbd::kernel::sysfs;
+use proto::rbd::names;
 use proto::types::SnapId;
 use rustix::mm::MlockAllFlags;
 use rustix::process::configure_io_flusher_behavior;
@@ -46,6 +48,8 @@ pub(crate) struct Daemon {
     pub(crate) takes_over: bool,
     /// What to write into the state.
     pub(crate) mapping: Mapping,
+    /// The address in the cluster of the process that served the device before, unless that ended in good order.
+    pub(crate) predecessor: Option<String>,
 }
 
 impl Daemon {
@@ -55,11 +59,42 @@ impl Daemon {
         cluster: &Cluster,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
-        let image = self.open(cluster).await?;
-        let result = self.serve(&image, ready).await;
+        // Nobody is fenced off who still serves it.
+        let held = Held::take(&self.wanted.cookie)?;
+        let opened = match self.fence(cluster).await {
+            Ok(()) => self.open(cluster).await,
+            Err(error) => Err(error),
+        };
+        let image = match opened {
+            Ok(image) => image,
+            Err(error) => {
+                // A device that is there waits for somebody else.
+                if !self.takes_over {
+                    held.remove();
+                }
+                return Err(error);
+            }
+        };
+        let result = self.serve(&image, held, ready).await;
         // So that nobody takes it for being in use until the cluster misses us.
         let _ = tokio::time::timeout(CLOSE, image.close()).await;
         result
+    }
+
+    /// Makes sure that nothing more comes of the process before: what it had sent when it died could otherwise be
+    /// carried out after what is written from now on.
+    async fn fence(&self, cluster: &Cluster) -> Result<()> {
+        let Some(address) = &self.predecessor else { return Ok(()) };
+        let command =
+            format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{address}"}}"#);
+        let fenced = cluster.command(command).await.context("fencing off the process before");
+        match fenced {
+            Ok(_) => {}
+            Err(error) if self.options.force => tracing::warn!(%error, "going on all the same"),
+            Err(error) => return Err(error.with_hint("--force goes on without")),
+        }
+        // Whatever is sent from now on makes the OSDs wait for this map.
+        cluster.refresh_map().await
     }
 
     async fn open(&self, cluster: &Cluster) -> Result<Image> {
@@ -77,12 +112,13 @@ impl Daemon {
     async fn serve(
         self,
         image: &Image,
+        held: Held,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
         let Self { options, wanted, mut mapping, takes_over, .. } = self;
-        let held = Held::take(&wanted.cookie)?;
         image.pool().name().clone_into(&mut mapping.pool);
         mapping.read_only = image.is_read_only();
+        mapping.client = own_address(image).await;
         let device = ImageDevice::new(image.clone());
         let made = match takes_over {
             true => Attached::take_over(&wanted, device).await,
@@ -118,7 +154,7 @@ impl Daemon {
             }
         };
         tracing::info!(device = %mapping.device.display(), image = image.spec(), "mapped");
-        watch(image, attached, held, commands).await
+        watch(image, attached, (held, mapping), commands).await
     }
 }
 
@@ -155,7 +191,7 @@ fn retire(held: &Held) -> io::Result<()> {
 async fn watch(
     image: &Image,
     mut attached: Attached,
-    held: Held,
+    (held, mapping): (Held, Mapping),
     mut commands: tokio::sync::mpsc::Receiver<Asked>,
 ) -> Result<()> {
     let (mut terminate, mut interrupt) =
@@ -187,7 +223,7 @@ async fn watch(
                 Err(error) => tracing::warn!(%error, "asked to end by a signal"),
             }
             match attached.leave().await {
-                Ok(()) => return Ok(()),
+                Ok(clean) => return note_left(&held, mapping, clean),
                 Err((back, error)) => {
                     tracing::error!(%error, "the signal is ignored");
                     attached = back;
@@ -199,10 +235,8 @@ async fn watch(
             Command::Unmap => flush_unused(attached.path()).await,
             Command::Force => Ok(()),
             Command::Detach => match attached.leave().await {
-                Ok(()) => {
-                    tracing::info!("left the device to whoever attaches it next");
-                    tell(answer, Ok(())).await;
-                    // The state stays: it is what `attach` finds.
+                Ok(clean) => {
+                    tell(answer, note_left(&held, mapping, clean)).await;
                     return Ok(());
                 }
                 Err((back, error)) => {
@@ -226,6 +260,24 @@ async fn watch(
     };
     held.remove();
     ended
+}
+
+/// Notes that the device is left to whoever attaches it next, who finds it by its state. If all that was asked of this
+/// process is done, nobody needs to be kept from what it might still do.
+fn note_left(held: &Held, mapping: Mapping, clean: bool) -> Result<()> {
+    tracing::info!(clean, "left the device to whoever attaches it next");
+    match clean {
+        true => held.write(&Mapping { client: None, ..mapping }),
+        false => Ok(()),
+    }
+}
+
+/// The address by which the cluster knows this process, if it writes.
+async fn own_address(image: &Image) -> Option<String> {
+    let watchers = image.pool().watchers(&names::header(image.id())).await.ok()?;
+    let id = image.cluster().global_id();
+    let ours = watchers.into_iter().find(|watcher| watcher.name.num as u64 == id)?;
+    Some(address_text(&ours.addr))
 }
 
 /// Answers, and gives the answer the time to go out: this process may be about to end.

@@ -33,9 +33,9 @@ const PROCESS: &str = "rbd-nbd";
 /// Set for a process that serves in the background: its standard output is what it reports to.
 const CHILD: &str = "RBD_NBD_RS_CHILD";
 
-/// Connections per device, at most, unless asked otherwise: one per processor lets those of the kernel work side by
-/// side, and more than a few gain nothing with one thread on this side.
-const CONNECTIONS: usize = 4;
+/// Connections per device unless asked otherwise. One thread serves them all, and of a device with several the kernel
+/// gives up the connection of every request that takes 30 s, as in a cluster that waits for its OSDs.
+const CONNECTIONS: usize = 1;
 const CONNECTIONS_MOST: usize = 64;
 
 #[derive(Subcommand, Debug)]
@@ -77,9 +77,6 @@ pub(crate) struct Attach {
     /// Take over every device that waits.
     #[arg(long)]
     all: bool,
-    /// Don't insist on the cookie.
-    #[arg(long)]
-    force: bool,
 }
 
 /// Replaces the processes that serve devices by this program, one after the other.
@@ -157,6 +154,9 @@ pub(crate) struct Options {
     /// Not built yet.
     #[arg(long, value_name = "PATH", hide = true)]
     encryption_passphrase_file: Vec<PathBuf>,
+    /// attach: insist neither on the cookie nor on fencing off the process before.
+    #[arg(long, hide = true)]
+    pub(crate) force: bool,
     /// Serve the device in this process, in the foreground.
     #[arg(short, long)]
     pub(crate) foreground: bool,
@@ -188,11 +188,31 @@ fn map_or_attach(options: Options, takes_over: bool, ceph: &config::Args) -> Res
     }
     spec.pool.get_or_insert_with(|| config.rbd.pool.clone());
     insist_on_root()?;
-    let is_child = std::env::var_os(CHILD).is_some();
-    match options.foreground || is_child {
-        true => serve(options, spec, takes_over, config, is_child),
+    match options.foreground || is_child() {
+        true => serve(options, spec, takes_over, config),
         false => start(&words(&spec), None, &BTreeMap::new()).and_then(|device| print(&device)),
     }
+}
+
+/// From the words of Ceph's program to ours: with us the verb comes first, and `-i` is `--id`.
+pub(crate) fn translate(words: &mut [String]) {
+    for word in words.iter_mut().filter(|word| *word == "-i") {
+        "--id".clone_into(word);
+    }
+    let verbs = ["map", "attach", "unmap", "detach", "list-mapped"];
+    if let Some(at) = words.iter().position(|word| verbs.contains(&word.as_str())) {
+        words.get_mut(..=at).unwrap_or_default().rotate_right(1);
+    }
+}
+
+/// Whether this is called by the name of Ceph's own program, and is to behave as that does.
+pub(crate) fn is_drop_in() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    Path::new(&name).file_name().is_some_and(|name| name == PROCESS) && !is_child()
+}
+
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
 
 /// Starts a process that serves in the background, and waits until its device is ready. Returns what it reports.
@@ -222,7 +242,8 @@ fn start(
     let status = child.wait().map_err(|error| failed("the process", error))?;
     match (status.code(), status.signal()) {
         // It has said what was wrong, on the standard error that it has from us.
-        (Some(code), _) => std::process::exit(code.max(1)),
+        (Some(code), _) if !is_drop_in() => std::process::exit(code.max(1)),
+        (Some(_), _) => std::process::exit(1),
         (None, signal) => {
             let what =
                 format!("the process that was to serve the device died by signal {signal:?}");
@@ -235,6 +256,7 @@ fn start(
 fn words(spec: &Spec) -> Vec<String> {
     let mut words: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    translate(&mut words);
     let full = spec.to_string();
     let named = [spec.image.as_str(), full.as_str()];
     let short = |word: &&mut String| {
@@ -247,14 +269,8 @@ fn words(spec: &Spec) -> Vec<String> {
     words
 }
 
-fn serve(
-    options: Options,
-    spec: Spec,
-    takes_over: bool,
-    config: Config,
-    is_child: bool,
-) -> Result<()> {
-    if is_child {
+fn serve(options: Options, spec: Spec, takes_over: bool, config: Config) -> Result<()> {
+    if is_child() {
         let _ = rustix::process::setsid();
     }
     let _ = rustix::thread::set_name(c"rbd-nbd");
@@ -265,7 +281,10 @@ fn serve(
     let mut mapping = daemon::mapping(&options, &spec, &wanted);
     mapping.arguments = std::env::args().skip(1).collect();
     let show_cookie = options.show_cookie;
-    let daemon = Daemon { options, spec, wanted, takes_over, mapping };
+    let is_before = |found: &Found| found.mapping.cookie == mapping.cookie;
+    let before = Found::all().into_iter().find(is_before).filter(|_| takes_over);
+    let predecessor = before.and_then(|found| found.mapping.client);
+    let daemon = Daemon { options, spec, wanted, takes_over, mapping, predecessor };
     daemon::protect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -325,6 +344,13 @@ fn attach_again(found: &Found) -> Result<String> {
         Some(verb) => "attach".clone_into(verb),
         None => words.insert(0, "attach".to_owned()),
     }
+    // What was added here the last time.
+    while let [.., device, _, cookie, _] = words.as_slice()
+        && device == "--device"
+        && cookie == "--cookie"
+    {
+        words.truncate(words.len() - 4);
+    }
     let device = mapping.device.to_string_lossy();
     let named = [("--device", &*device), ("--cookie", &*mapping.cookie)];
     words.extend(named.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]));
@@ -333,7 +359,7 @@ fn attach_again(found: &Found) -> Result<String> {
 
 impl Attach {
     fn run(self, ceph: &config::Args) -> Result<()> {
-        let Self { options, force, .. } = self;
+        let Self { options, .. } = self;
         if options.image.is_empty() {
             // What it was is in the state.
             let is_meant = |found: &&Found| {
@@ -354,7 +380,7 @@ impl Attach {
         if options.device.is_none() {
             return Err(Error::new(Kind::Invalid, "must specify device to attach"));
         }
-        if options.cookie.is_none() && !force {
+        if options.cookie.is_none() && !options.force {
             return Err(Error::new(Kind::Invalid, "must specify cookie to attach"));
         }
         map_or_attach(options, true, ceph)
@@ -410,7 +436,6 @@ impl Options {
             (None, Some(device)) if is_called(device, "nbd") => DeviceType::Nbd,
             (None, _) => attached::choose()?,
         };
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Wanted {
             device_type,
             device: self.device.clone(),
@@ -418,7 +443,7 @@ impl Options {
             spec: spec.to_string(),
             block_size: self.block_size,
             trim: !self.notrim,
-            connections: self.num_connections.unwrap_or_else(|| processors.min(CONNECTIONS)),
+            connections: self.num_connections.unwrap_or(CONNECTIONS),
             io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|limit| !limit.is_zero()),
             reattach_timeout: Duration::from_secs(self.reattach_timeout),
         })

@@ -1,0 +1,249 @@
+//! `map` with the kernel's NBD client, in a guest whose kernel has it: the same bytes as krbd and librbd see, and
+//! devices that outlive their processes and their cluster.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Ceph, Guest, Options, run};
+use crate::{full, sha256};
+
+#[test]
+fn images_are_devices_of_the_kernels_nbd_client() {
+    if !cfg!(target_arch = "x86_64") {
+        // Debian's kernel and QEMU's machine are those of a PC.
+        return;
+    }
+    let ceph = Ceph::start(Options::default());
+    let guest = Guest::boot(&ceph);
+    a_file_system_whose_bytes_all_clients_see(&ceph, &guest);
+    devices_are_left_and_taken_over(&ceph, &guest);
+    processes_die_and_devices_live(&ceph, &guest);
+    a_device_is_as_large_as_its_image(&ceph, &guest);
+    a_frozen_cluster(&ceph, &guest);
+    if full() {
+        partitions_and_file_systems(&ceph, &guest);
+        many_at_once(&ceph, &guest);
+    }
+    let warned = guest.console();
+    for word in ["BUG:", "hung", "Call Trace", "panic"] {
+        assert!(!warned.contains(word), "{warned}");
+    }
+}
+
+fn a_file_system_whose_bytes_all_clients_see(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "bytes"]);
+    let out = guest.ok("rbd-nbd-rs map bytes --show-cookie --cookie 'abc de' --num-connections 2");
+    assert_eq!(out, "/dev/nbd0 abc de\n");
+    let list = guest.ok("rbd-nbd-rs list-mapped --format json");
+    let listed: serde_json::Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(
+        (&listed[0]["pool"], &listed[0]["image"], &listed[0]["device"], &listed[0]["cookie"]),
+        (&"rbd".into(), &"bytes".into(), &"/dev/nbd0".into(), &"abc de".into())
+    );
+    // Where Ceph's own `rbd` looks for them.
+    let pid = guest.ok("cat /sys/block/nbd0/pid");
+    assert_eq!(pid.trim(), listed[0]["id"].to_string());
+    assert_eq!(
+        guest.ok(&format!("cat /proc/{}/comm /sys/block/nbd0/backend", pid.trim())),
+        "rbd-nbd\nabc de\n"
+    );
+    assert_eq!(
+        guest.ok(&format!("tr '\\0' ' ' < /proc/{}/cmdline | head -c 22", pid.trim())),
+        "rbd-nbd map rbd/bytes "
+    );
+
+    let queue = guest.ok(
+        "cd /sys/block/nbd0/queue; echo $(cat logical_block_size rotational write_cache fua max_sectors_kb) \
+         $(($(cat discard_max_bytes) > 0)) $(($(cat write_zeroes_max_bytes) > 0)) $(ls ../mq | wc -l)",
+    );
+    assert_eq!(queue, "512 0 write back 1 4096 1 1 2\n");
+
+    let verify = guest.ok(
+        "mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /mnt
+         fio --name=v --directory=/mnt --size=4M --rw=randwrite --bsrange=512-64k --ioengine=libaio \
+             --iodepth=16 --direct=1 \
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --do_verify=1 --end_fsync=1 | grep err=
+         fsfreeze --freeze /mnt; fsfreeze --unfreeze /mnt
+         dd if=/dev/urandom of=/mnt/random bs=1M count=4 2>/dev/null; sync; rm /mnt/v.0.0; sync; fstrim /mnt",
+    );
+    assert!(verify.contains("err= 0"), "{verify}");
+    let refused = guest.run("rbd-nbd-rs unmap bytes");
+    assert_eq!(refused.code, 16, "{refused}");
+    assert!(refused.to_string().contains("mounted on /mnt"));
+    let sum =
+        guest.ok("umount /mnt; sha256sum /dev/nbd0 | cut -d' ' -f1; rbd-nbd-rs unmap /dev/nbd0");
+    assert_eq!(guest.ok("rbd-nbd-rs list-mapped; ls /run/rbd-nbd-rs"), "");
+    assert_eq!(ceph.rbd(&["status", "bytes"]), "Watchers: none\n");
+
+    let export = ceph.dir().join("export");
+    ceph.rbd(&["export", "--no-progress", "bytes", export.to_str().unwrap()]);
+    assert_eq!(sha256(&export), sum.trim(), "what librbd reads");
+    let key = ceph
+        .run("ceph-authtool", &["-p", "-n", "client.admin", ceph.keyring().to_str().unwrap()])
+        .ok();
+    let krbd = guest.ok(&format!(
+        "modprobe rbd; echo '{} name=admin,secret={},ms_mode=prefer-crc rbd bytes -' > /sys/bus/rbd/add_single_major
+         sha256sum /dev/rbd0 | cut -d' ' -f1; echo 0 > /sys/bus/rbd/remove_single_major",
+        ceph.mon_addr(0),
+        key.trim()
+    ));
+    assert_eq!(krbd, sum, "what krbd reads");
+
+    // What is read-only takes no writes; without trim, nothing is discarded.
+    let ran = guest.run(
+        "DEV=$(rbd-nbd-rs map rbd/bytes --read-only); ! dd if=/dev/zero of=$DEV bs=4k count=1 oflag=direct || exit 1
+         rbd-nbd-rs unmap $DEV; DEV=$(rbd-nbd-rs map rbd/bytes --notrim --num-connections 1)
+         ! blkdiscard $DEV || exit 2
+         ls /sys/block/nbd0/mq; rbd-nbd-rs unmap bytes",
+    );
+    assert_eq!(ran.code, 0, "{ran}");
+}
+
+fn partitions_and_file_systems(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "400M", "parts"]);
+    guest.ok(
+        "DEV=$(rbd-nbd-rs map rbd/parts); printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk $DEV > /dev/null
+         for i in $(seq 100); do [ -b ${DEV}p1 ] && break; sleep 0.1; done; mkfs.ext4 -q ${DEV}p1; mount ${DEV}p1 /mnt
+         ! rbd-nbd-rs unmap $DEV || exit 1; umount /mnt; rbd-nbd-rs unmap $DEV",
+    );
+    if full() {
+        for kind in ["xfs", "btrfs"] {
+            guest.ok(&format!(
+                "DEV=$(rbd-nbd-rs map rbd/parts); mkfs.{kind} -f -q $DEV; mount -t {kind} $DEV /mnt
+                 dd if=/dev/urandom of=/mnt/file bs=1M count=16 2> /dev/null; sha256sum /mnt/file > /tmp/sum
+                 umount /mnt
+                 rbd-nbd-rs unmap rbd/parts; DEV=$(rbd-nbd-rs map rbd/parts); mount -t {kind} $DEV /mnt
+                 sha256sum -c /tmp/sum; fstrim /mnt; umount /mnt; rbd-nbd-rs unmap rbd/parts"
+            ));
+        }
+    }
+}
+
+/// The process that serves a device is killed, again and again, while fio writes and verifies.
+fn processes_die_and_devices_live(ceph: &Ceph, guest: &Guest) {
+    // With a lock and without: with one, the dead owner is in the way; without, its last writes could be.
+    for (image, features) in
+        [("locked", "layering,exclusive-lock,object-map,fast-diff"), ("plain", "layering")]
+    {
+        ceph.rbd(&["create", "--size", "64M", "--image-feature", features, image]);
+        let kills = if full() { 20 } else { 2 };
+        let out = guest.run(&format!(
+            "set -e
+             DEV=$(rbd-nbd-rs map rbd/{image} --reattach-timeout 120); mkfs.ext4 -q $DEV; mount $DEV /mnt
+             fio --name=v --directory=/mnt --size=2M --loops={loops} --rw=randwrite --bsrange=512-64k \
+                 --ioengine=libaio --iodepth=16 --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+                 --do_verify=1 > /tmp/fio 2>&1 &
+             FIO=$!
+             for i in $(seq {kills}); do
+                 sleep 2
+                 PID=$(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}')
+                 dd if=/dev/urandom of=/mnt/$i bs=1M count=1 2>/dev/null; sync /mnt/$i || sync
+                 sha256sum /mnt/$i >> /tmp/sums
+                 kill -9 $PID; sleep 1
+                 [ -z \"$(rbd-nbd-rs list-mapped)\" ]
+                 rbd-nbd-rs list-mapped --all | grep -q $DEV
+                 rbd-nbd-rs attach --all
+             done
+             wait $FIO || {{ cat /tmp/fio; exit 9; }}
+             echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sums | grep -c OK
+             umount /mnt; e2fsck -f -n $DEV; rbd-nbd-rs unmap rbd/{image}; rm /tmp/sums",
+            loops = if full() { 40 } else { 2 },
+        ));
+        assert_eq!(out.code, 0, "{out}\n{}", guest.console());
+    }
+}
+
+fn devices_are_left_and_taken_over(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "left"]);
+    let out = guest.run(
+        "set -ex
+         read DEV COOKIE <<< \"$(rbd-nbd-rs map rbd/left --show-cookie)\"
+         mkfs.ext4 -q $DEV; mount $DEV /mnt; echo hello > /mnt/file; sync
+         rbd-nbd-rs detach rbd/left; [ -z \"$(rbd-nbd-rs list-mapped)\" ]
+         ! rbd-nbd-rs attach rbd/left --device $DEV
+         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie other
+         [ \"$(rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE)\" = $DEV ]
+         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE
+         grep -q hello /mnt/file
+         dd if=/dev/zero of=/mnt/zeros bs=64k count=100 conv=fsync & DD=$!
+         BEFORE=$(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); rbd-nbd-rs upgrade $DEV
+         [ $BEFORE != $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }') ]
+         wait $DD; umount /mnt; e2fsck -f -n $DEV
+         kill $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }')
+         for i in $(seq 300); do [ -e /sys/block/nbd0/pid ] || break; sleep 0.1; done
+         [ ! -e /sys/block/nbd0/pid ]; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]",
+    );
+    assert_eq!(out.code, 0, "{out}");
+}
+
+fn a_device_is_as_large_as_its_image(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "grows"]);
+    guest.ok("DEV=$(rbd-nbd-rs map rbd/grows); mkfs.ext4 -q $DEV; mount $DEV /mnt
+         [ $(blockdev --getsize64 $DEV) = $((64 << 20)) ]");
+    let wait = |megabytes: u32| {
+        guest.ok(&format!(
+            "for i in $(seq 300); do [ $(blockdev --getsize64 /dev/nbd0) = $(({megabytes} << 20)) ] && exit
+             sleep 0.1; done; exit 1"
+        ))
+    };
+    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "128M"]);
+    wait(128);
+    // A guest's root may grow what is mounted.
+    guest.ok("resize2fs /dev/nbd0; [ $(df -m /mnt | awk 'END { print $2 }') -gt 100 ]; umount /mnt
+    e2fsck -f -n /dev/nbd0");
+    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "32M", "--allow-shrink"]);
+    wait(32);
+    guest.ok("rbd-nbd-rs unmap grows");
+}
+
+fn many_at_once(ceph: &Ceph, guest: &Guest) {
+    for i in 0..10 {
+        ceph.rbd(&["create", "--size", "8M", &format!("many{i}")]);
+    }
+    let (rounds, row) = if full() { (5, 200) } else { (1, 5) };
+    let out = guest.run(&format!(
+        "set -e
+         for round in $(seq {rounds}); do
+             rm -f /tmp/dev.*; for i in $(seq 0 9); do rbd-nbd-rs map rbd/many$i > /tmp/dev.$i & done; wait
+             [ $(cat /tmp/dev.* | sort -u | grep -c /dev/nbd) = 10 ]
+             for i in $(seq 0 9); do rbd-nbd-rs unmap rbd/many$i & done; wait
+             [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; [ -z \"$(ls /sys/block/nbd*/pid 2>/dev/null)\" ]
+             ! pidof rbd-nbd
+         done
+         for i in $(seq {row}); do DEV=$(rbd-nbd-rs map rbd/many1); [ $DEV = /dev/nbd0 ]; rbd-nbd-rs unmap $DEV; done
+         ! pidof rbd-nbd"
+    ));
+    assert_eq!(out.code, 0, "{out}");
+    for i in 0..10 {
+        assert_eq!(ceph.rbd(&["status", &format!("many{i}")]), "Watchers: none\n");
+    }
+}
+
+fn a_frozen_cluster(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "frozen"]);
+    let daemons = ["mon.a", "osd.0"].map(|name| ceph.pid(name).to_string());
+    let signal =
+        |signal: &str| daemons.iter().for_each(|pid| drop(run("kill", &[signal, pid]).ok()));
+    // Thawed, everything goes on.
+    guest.ok("DEV=$(rbd-nbd-rs map rbd/frozen); mkfs.ext4 -q $DEV; mount $DEV /mnt
+    dd if=/dev/urandom of=/mnt/dirty bs=1M count=4 2>/dev/null");
+    signal("-STOP");
+    guest.ok("(sha256sum /mnt/dirty; sync; echo synced) > /tmp/synced 2>&1 & sleep 5; ! grep -q synced /tmp/synced");
+    signal("-CONT");
+    guest.ok(
+        "for i in $(seq 600); do grep -q synced /tmp/synced && break; sleep 0.1; done; umount /mnt
+         mount /dev/nbd0 /mnt
+         sha256sum -c <(head -n 1 /tmp/synced)",
+    );
+    // Forced, what is in flight fails and nothing is stuck.
+    guest.ok("dd if=/dev/urandom of=/mnt/more bs=1M count=4 2>/dev/null");
+    signal("-STOP");
+    guest.ok("sync > /dev/null 2>&1 & sleep 2; true");
+    let began = Instant::now();
+    guest.ok("rbd-nbd-rs unmap --force rbd/frozen");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    guest.ok(
+        "for i in $(seq 100); do ps -o stat,comm | grep '^D' || break; sleep 0.1; done; ! ps -o stat,comm | grep '^D'
+         umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd; ! pidof sync",
+    );
+    signal("-CONT");
+}

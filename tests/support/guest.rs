@@ -1,0 +1,148 @@
+//! A Linux of its own, for what takes a kernel that this machine doesn't have: Debian's kernel with nbd and rbd under
+//! QEMU's software emulation, and a RAM disk with a shell. See `tests/guest`.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::ceph::Ceph;
+use super::run::{Ran, run, run_in};
+use super::serve::program;
+
+/// Longer than a boot takes on a machine that is busy with everything else.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// No script takes longer, unless it says so itself.
+const SCRIPT: Duration = Duration::from_secs(300);
+
+/// The port of the guest's way in, on the address of the cluster.
+const PORT: u16 = 7007;
+
+/// A running guest that reaches a cluster. It ends, as if its power was cut, when this is dropped.
+pub(crate) struct Guest {
+    address: String,
+    console: PathBuf,
+    qemu: Child,
+}
+
+impl Guest {
+    /// Boots one with our program and the cluster's configuration, and returns when it takes commands.
+    pub(crate) fn boot(ceph: &Ceph) -> Self {
+        let build = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build");
+        let built = run_in(build, &[], &[], 600).ok();
+        let built = Path::new(built.trim());
+        let address = ceph.mon_addr(0).replace(":3300", &format!(":{PORT}"));
+        let console = ceph.dir().join("console");
+        let initrd = ceph.dir().join("initrd");
+        bring(ceph, built, &initrd);
+        let forward = format!("user,id=net,hostfwd=tcp:{address}-:7");
+        let serial = format!("file:{}", console.display());
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024"])
+            .args(["-smp", "2", "-display", "none", "-no-reboot", "-nodefaults"])
+            .args(["-serial", &serial, "-device", "virtio-rng-pci"])
+            .args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="])
+            .arg("-kernel")
+            .arg(built.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(&initrd)
+            .args([
+                "-append",
+                "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr net.ifnames=0",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("qemu-system-x86_64: tests/install installs it");
+        ceph.reap(qemu.id());
+        let mut guest = Self { address, console, qemu };
+        let begun = Instant::now();
+        while !guest.console().contains("GUEST-READY") {
+            let ended = guest.qemu.try_wait().unwrap();
+            assert!(ended.is_none(), "the guest ended: {ended:?}\n{}", guest.console());
+            assert!(begun.elapsed() < BOOT, "the guest does not come up\n{}", guest.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        guest
+    }
+
+    /// All that the kernel said so far.
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Runs a script to its end. Its two outputs are one.
+    #[track_caller]
+    pub(crate) fn run(&self, script: &str) -> Ran {
+        let answer = self.post(script).unwrap_or_else(|error| {
+            panic!("the guest does not answer: {error}\n{script}\n--- console\n{}", self.console())
+        });
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let (out, code) = body.rsplit_once("\nexit ").unwrap_or((body, "255"));
+        Ran {
+            command: format!("guest: {script}"),
+            code: code.trim().parse().unwrap_or(255),
+            out: out.as_bytes().to_vec(),
+            err: String::new(),
+        }
+    }
+
+    /// The output of a script whose commands must all succeed.
+    #[track_caller]
+    pub(crate) fn ok(&self, script: &str) -> String {
+        self.run(&format!("set -euo pipefail\n{script}")).ok()
+    }
+
+    fn post(&self, script: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(SCRIPT))?;
+        let head =
+            format!("POST /cgi-bin/run HTTP/1.0\r\nContent-Length: {}\r\n\r\n", script.len());
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(script.as_bytes())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the guest's console\n{}", self.console());
+        }
+    }
+}
+
+/// Puts what is ours behind the RAM disk: our program, under its own name and as `rbd-nbd`, and a configuration.
+fn bring(ceph: &Ceph, built: &Path, initrd: &Path) {
+    let root = ceph.dir().join("brought-root");
+    let brought = root.join("brought");
+    fs::create_dir_all(&brought).unwrap();
+    let ours = brought.join("rbd-nbd-rs");
+    // Without what is for debuggers it is a fifth of the size.
+    run("strip", &["-o", ours.to_str().unwrap(), &program()]).ok();
+    std::os::unix::fs::symlink("rbd-nbd-rs", brought.join("rbd-nbd")).unwrap();
+    fs::copy(ceph.keyring(), brought.join("keyring")).unwrap();
+    let conf = fs::read_to_string(ceph.conf()).unwrap();
+    let folder = ceph.dir().to_str().unwrap();
+    fs::create_dir_all(root.join("etc/ceph")).unwrap();
+    // What is emulated takes its time.
+    let conf = conf.replacen("[global]", "[global]\nclient mount timeout = 120", 1);
+    fs::write(root.join("etc/ceph/ceph.conf"), conf.replace(folder, "/brought")).unwrap();
+    fs::copy(built.join("initrd"), initrd).unwrap();
+    let archive = run_in(
+        "sh",
+        &["-c", "cd \"$0\" && find . | busybox cpio -o -H newc", root.to_str().unwrap()],
+        &[],
+        60,
+    );
+    assert_eq!(archive.code, 0, "{}", archive.err);
+    File::options().append(true).open(initrd).unwrap().write_all(&archive.out).unwrap();
+    fs::remove_dir_all(root).unwrap();
+}
