@@ -4,7 +4,7 @@
 //! installed, and says from which seed: always the same 10, or for `tests/run --full` 300 others each time for that of
 //! Ceph 16 and as many for that of 20. These variables change what it does:
 //! - `CRUSHTOOL`: the command, `crushtool` if not set. One of Ceph 19 or later is given multi-step-retry rules, too.
-//! - `CRUSH_SEED`, `CRUSH_MAPS`, `CRUSH_INPUTS`: where to start, how many maps to draw (10, or 300), and how many inputs
+//! - `CRUSH_SEED`, `CRUSH_MAPS`, `CRUSH_INPUTS`: where to start, how many maps to draw (10, or 300), how many inputs
 //!   to map by each rule (128, or 1024).
 //! - `CRUSH_KEEP`: the files to append maps and results to, without `.maps` and `.txt`, for `fixtures/crush`.
 
