@@ -4,11 +4,14 @@
 //! client only; the directory's entry; the header; its striping. Whatever fails takes back what went before, backwards.
 //! Who dies in between leaves a name that is taken, and that `rm` removes.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use proto::msg::op::Op;
 use proto::osdmap::pool_flag;
 use proto::rbd::cls::{
     AddImage, AssertDirectoryState, Create, DIRECTORY_READY, Method, RemoveImage, ResizeObjectMap,
-    SetId, SetStripeUnitCount,
+    SetId, SetMetadata, SetStripeUnitCount,
 };
 use proto::rbd::layout::Layout;
 use proto::rbd::{Features, ObjectState, names};
@@ -35,6 +38,8 @@ pub struct CreateOptions {
     pub features: Features,
     /// The pool for its data, if it is not the same.
     pub data_pool: Option<Pool>,
+    /// Notes that it has from the first moment on.
+    pub metadata: BTreeMap<String, Bytes>,
 }
 
 impl CreateOptions {
@@ -47,6 +52,7 @@ impl CreateOptions {
             stripe_count: 0,
             features: supported(Features::DEFAULT),
             data_pool: None,
+            metadata: BTreeMap::new(),
         }
     }
 
@@ -156,7 +162,11 @@ async fn make_header(pool: &Pool, id: &str, options: &CreateOptions) -> Result<(
         object_prefix: names::data_prefix(id, data_pool.map(|_| pool.id())),
         data_pool: data_pool.map_or(PoolId(-1), Pool::id),
     };
-    pool.operate(&header, vec![Op::Create { exclusive: true }, call(&create)]).await?;
+    let mut ops = vec![Op::Create { exclusive: true }, call(&create)];
+    if !options.metadata.is_empty() {
+        ops.push(call(&SetMetadata { values: options.metadata.clone() }));
+    }
+    pool.operate(&header, ops).await?;
     if options.is_striped() {
         let (unit, count) = (options.stripe_unit, options.stripe_count);
         if let Err(error) = pool.call(&header, &SetStripeUnitCount { unit, count }).await {
