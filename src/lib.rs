@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod cluster;
 pub mod config;
+pub mod docker;
 pub mod error;
 pub mod image;
 mod net;

@@ -1,5 +1,7 @@
 //! `create`: makes an image.
 
+use std::collections::BTreeMap;
+
 use ceph_native::cluster::Cluster;
 use ceph_native::error::Result;
 use ceph_native::image::admin::{self, CreateOptions};
@@ -60,6 +62,7 @@ pub(crate) async fn defaults(cluster: &Cluster, size: u64) -> Result<CreateOptio
         stripe_count: defaults.stripe_count,
         features: admin::supported(defaults.features),
         data_pool,
+        metadata: BTreeMap::new(),
     })
 }
 

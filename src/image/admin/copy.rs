@@ -27,6 +27,7 @@ pub fn like(image: &Image) -> CreateOptions {
         stripe_count: if striped { count } else { 0 },
         features: super::supported(header.features - Features::IMPLICIT),
         data_pool: header.data_pool.map(|_| image.data_pool().clone()),
+        metadata: BTreeMap::new(),
     }
 }
 

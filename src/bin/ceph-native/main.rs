@@ -1,0 +1,119 @@
+//! Ceph volumes for Docker: the plugin, and what Docker has no words for.
+
+mod check;
+mod client;
+mod plugin;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ceph_native::docker::{Settings, filesystem};
+use ceph_native::error::{Error, Kind, Result};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(name = "ceph-native", version, about, max_term_width = 100)]
+struct Cli {
+    /// Settings [default: /etc/ceph-native/ceph-native.toml, if it is there].
+    #[arg(long, global = true, value_name = "FILE", env = "CEPH_NATIVE_SETTINGS")]
+    settings: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serves Docker.
+    Plugin,
+    /// Says what is wrong with settings, host and cluster.
+    Check,
+    /// Lists the cluster's volumes.
+    #[command(visible_alias = "ls")]
+    Volumes,
+    /// Makes a volume larger, and its file system.
+    Resize {
+        /// The volume.
+        name: String,
+        /// Its new size: in GiB, or with a unit.
+        size: String,
+    },
+    /// Checks the file system of a volume that is not mounted, and repairs what can be repaired without asking.
+    Fsck {
+        /// The volume.
+        name: String,
+    },
+    /// Shows who has a volume.
+    Who {
+        /// The volume.
+        name: String,
+    },
+    /// Fences the host that has a volume, if it is dead for sure: nothing it writes is applied any more.
+    Fence {
+        /// The volume.
+        name: String,
+    },
+    /// For the plugin's own use.
+    #[command(name = filesystem::MOUNT_VERB, hide = true)]
+    DoMount { device: String, target: PathBuf, fstype: String, options: String },
+    /// For the plugin's own use.
+    #[command(name = filesystem::UNMOUNT_VERB, hide = true)]
+    DoUnmount { target: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    log_to_stderr();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ceph-native: {error}");
+            ExitCode::from(u8::try_from(error.errno()).unwrap_or(1))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    // These are run by the plugin, which has read the settings.
+    match &cli.command {
+        Command::DoMount { device, target, fstype, options } => {
+            return filesystem::do_mount(device, target, fstype, options);
+        }
+        Command::DoUnmount { target } => return filesystem::do_unmount(target),
+        _ => {}
+    }
+    let settings = Settings::load(cli.settings.as_deref())?;
+    // One thread: everything that could keep it is a process of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Os(5), "cannot start").with_source(error))?;
+    let done = runtime.block_on(async {
+        match &cli.command {
+            Command::Plugin => plugin::run(settings.clone()).await,
+            Command::Check => check::run(&settings).await,
+            Command::Volumes => client::volumes(&settings).await,
+            Command::Resize { name, size } => client::verb(&settings, "Resize", name, size).await,
+            Command::Fsck { name } => client::verb(&settings, "Fsck", name, "").await,
+            Command::Who { name } => client::verb(&settings, "Who", name, "").await,
+            Command::Fence { name } => client::verb(&settings, "Fence", name, "").await,
+            Command::DoMount { .. } | Command::DoUnmount { .. } => Ok(()),
+        }
+    });
+    // A file that is being written on a slow disk is not worth waiting for: the old one is whole.
+    runtime.shutdown_background();
+    done
+}
+
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,ceph_native::docker=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

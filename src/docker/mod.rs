@@ -1,0 +1,26 @@
+//! Docker volumes that are RBD images: the driver behind `docker volume create --driver ceph-native`.
+//!
+//! `server` takes Docker's calls ([`protocol`] has their words), [`volumes`] does what they ask: [`store`] is what the
+//! cluster has of a volume, `journal` what this host remembers of it, `mapper` the process that makes a device of an
+//! image, `filesystem` and `format` what is on it. Control and data are apart: nothing that is mounted notices an
+//! end of the plugin.
+
+pub mod activation;
+mod files;
+pub mod filesystem;
+mod format;
+mod journal;
+mod mapper;
+mod metrics;
+mod names;
+pub mod options;
+mod probe;
+pub mod protocol;
+mod run;
+pub mod server;
+pub mod settings;
+pub mod store;
+pub mod volumes;
+
+pub use self::settings::Settings;
+pub use self::volumes::Volumes;

@@ -1,0 +1,186 @@
+//! The settings of the plugin: one TOML file, of which `deploy/ceph-native.toml` is a commented example.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::options::{self, VolumeOptions};
+use crate::config::{Args, Environment as _, Process};
+use crate::error::{Context as _, Error, Kind, Result};
+
+/// Where the file is when nobody says otherwise.
+pub const FILE: &str = "/etc/ceph-native/ceph-native.toml";
+
+/// When a host that died may be fenced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fence {
+    /// When its watch on the image is gone, which takes 30 seconds.
+    #[default]
+    Auto,
+    /// When somebody says so: `ceph-native fence VOLUME`.
+    Manual,
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct File {
+    listen: Option<Vec<String>>,
+    state: Option<PathBuf>,
+    mounts: Option<PathBuf>,
+    host: Option<String>,
+    mapper: Option<Vec<String>>,
+    fence: Fence,
+    answer_ms: Option<u64>,
+    work_seconds: Option<u64>,
+    ceph: BTreeMap<String, String>,
+    volumes: BTreeMap<String, toml::Value>,
+}
+
+/// How the plugin is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where Docker finds it: paths of Unix sockets, or `tcp://ADDRESS:PORT`.
+    pub listen: Vec<String>,
+    /// The folder for what it has to remember.
+    pub state: PathBuf,
+    /// The folder that volumes are mounted below.
+    pub mounts: PathBuf,
+    /// What other hosts call this one in messages.
+    pub host: String,
+    /// The program that maps images, and its first words.
+    pub mapper: Vec<String>,
+    /// When a host that died may be fenced.
+    pub fence: Fence,
+    /// How long the cluster may take to tell what the journal knows as well.
+    pub answer: Duration,
+    /// How long anything may take.
+    pub work: Duration,
+    /// Options for Ceph: where the cluster is, and who we are.
+    pub ceph: Args,
+    /// What volumes are like if nothing else is said.
+    pub volumes: VolumeOptions,
+}
+
+impl Settings {
+    /// Reads the file. One that nobody asked for need not be there.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Invalid`], with the line.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let path = file.unwrap_or_else(|| Path::new(FILE));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                String::new()
+            }
+            Err(error) => return Err(super::files::failed(path, error)),
+        };
+        Self::parse(&text).context(path.display())
+    }
+
+    /// Reads the text of the file.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`], with the line.
+    pub fn parse(text: &str) -> Result<Self> {
+        let file: File = toml::from_str(text)
+            .map_err(|error| Error::new(Kind::Invalid, error.to_string().trim_end().to_owned()))?;
+        let state = file.state.unwrap_or_else(|| "/var/lib/ceph-native".into());
+        let text = |(name, value): (&String, &toml::Value)| match value {
+            toml::Value::String(text) => Ok((name.clone(), text.clone())),
+            toml::Value::Integer(number) => Ok((name.clone(), number.to_string())),
+            toml::Value::Boolean(yes) => Ok((name.clone(), yes.to_string())),
+            _ => Err(Error::new(Kind::Invalid, format!("{name}: expected a text or a number"))),
+        };
+        let volumes: Result<_> = file.volumes.iter().map(text).collect();
+        let volumes =
+            volumes.and_then(|volumes| options::from_map(&volumes)).context("[volumes]")?;
+        if volumes.image.is_some() {
+            return Err(Error::new(Kind::Invalid, "[volumes]: image is for one volume only"));
+        }
+        Ok(Self {
+            listen: file
+                .listen
+                .unwrap_or_else(|| vec!["/run/docker/plugins/ceph-native.sock".to_owned()]),
+            mounts: file.mounts.unwrap_or_else(|| state.join("mounts")),
+            state,
+            host: file.host.unwrap_or_else(|| Process.hostname()),
+            mapper: file.mapper.filter(|words| !words.is_empty()).unwrap_or_else(mapper),
+            fence: file.fence,
+            answer: Duration::from_millis(file.answer_ms.unwrap_or(700).clamp(50, 10_000)),
+            work: Duration::from_secs(file.work_seconds.unwrap_or(60).clamp(1, 600)),
+            ceph: ceph_args(file.ceph)?,
+            volumes,
+        })
+    }
+}
+
+/// `rbd-nbd-rs` beside this program, or in the search path.
+fn mapper() -> Vec<String> {
+    const NAME: &str = "rbd-nbd-rs";
+
+    let beside = std::env::current_exe().ok().map(|own| own.with_file_name(NAME));
+    let beside = beside.filter(|path| path.exists());
+    vec![beside.map_or_else(|| NAME.to_owned(), |path| path.display().to_string())]
+}
+
+/// The options as Ceph's programs take them on their command line.
+fn ceph_args(table: BTreeMap<String, String>) -> Result<Args> {
+    let mut words: Vec<String> =
+        table.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect();
+    let args = Args::take(&mut words)
+        .map_err(|error| Error::new(Kind::Invalid, format!("[ceph]: {error}")))?;
+    match words.first() {
+        None => Ok(args),
+        Some(word) => {
+            let what = format!("[ceph]: {} is no option of Ceph's", word.trim_start_matches('-'));
+            Err(Error::new(Kind::Invalid, what))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_what_is_done_without_it() {
+        let example = include_str!("../../deploy/ceph-native.toml");
+        let (shown, default) = (Settings::parse(example).unwrap(), Settings::parse("").unwrap());
+        assert_eq!(format!("{shown:?}"), format!("{default:?}"));
+
+        // Each setting that is commented out is one.
+        let all: String = example
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)
+            })
+            .map(|line| line.to_owned() + "\n")
+            .collect();
+        let settings = Settings::parse(&all).unwrap();
+        assert_eq!(settings.fence, Fence::Manual);
+        assert_eq!(settings.volumes.mode, Some(0o750));
+        assert_eq!(settings.ceph.name.as_deref(), Some("client.docker"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, words) in [
+            ("fense = 'auto'", "unknown field `fense`"),
+            ("fence = 'never'", "unknown variant `never`"),
+            ("[volumes]\nsise = 1", "did you mean size?"),
+            ("[volumes]\nimage = 'x'", "one volume only"),
+            ("[ceph]\ncolour = 'red'", "colour is no option of Ceph's"),
+            ("x", "line 1"),
+        ] {
+            let error = Settings::parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let missing = Settings::load(Some(Path::new("/nowhere.toml"))).unwrap_err();
+        assert_eq!(missing.kind(), Kind::NotFound);
+    }
+}

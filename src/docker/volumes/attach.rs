@@ -1,0 +1,290 @@
+//! Mounting and unmounting: lock, map, check, mount, and back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::msg::watch::Watcher;
+
+use super::{Volumes, now};
+use crate::docker::filesystem as fs;
+use crate::docker::journal::Attached;
+use crate::docker::names::image_name;
+use crate::docker::settings::Fence;
+use crate::docker::store::{Found, Holder, State};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::admin::address_text;
+
+/// How long a lock may have no address to it before its host counts as dead: what lies between is a start of the
+/// mapper.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How often it is looked for.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long an image may be open elsewhere for a look at it.
+const LOOKING: Duration = Duration::from_secs(3);
+
+/// How long what is only tidiness may take when the cluster is away.
+const TIDY: Duration = Duration::from_secs(5);
+
+impl Volumes {
+    pub(super) async fn mount_now(&self, name: &str, user: &str) -> Result<PathBuf> {
+        if let Some(mut attached) = self.journal.attached(name) {
+            if self.is_live(&attached) && self.is_mapped(&attached).await {
+                attached.users.insert(user.to_owned(), now());
+                self.journal.attach(&attached)?;
+                return Ok(attached.mountpoint);
+            }
+            tracing::warn!(volume = name, "what was mounted is gone: mounting anew");
+            self.clean(&attached).await?;
+        }
+        let found = self.find_existing(name).await?;
+        let found = self.finish(found).await?;
+        let read_only = found.description.options.read_only == Some(true);
+        let mut attached = Attached {
+            name: name.to_owned(),
+            image: found.place.spec(),
+            boot: self.boot.clone(),
+            device: None,
+            mountpoint: self.settings.mounts.join(image_name(name)?),
+            read_only,
+            users: BTreeMap::from([(user.to_owned(), now())]),
+        };
+        // From here on whatever is begun is found again, should this process end.
+        self.journal.attach(&attached)?;
+        match self.bring_up(found, &mut attached).await {
+            Ok(()) => Ok(attached.mountpoint),
+            Err(error) => {
+                if let Err(error) = self.tear_down(&attached).await {
+                    tracing::warn!(volume = name, %error, "left behind by a mount that failed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(&self, mut found: Found, attached: &mut Attached) -> Result<()> {
+        if !attached.read_only {
+            self.take(&found).await?;
+            self.must_be_unused(&found).await?;
+        }
+        let device = self.mapper.map(&found.place, attached.read_only).await?;
+        attached.device = Some(device.clone());
+        self.journal.attach(attached)?;
+        if !attached.read_only {
+            // Only then can another host fence what writes here; so nothing is written before.
+            let clients = self.store.watchers(&found).await?;
+            self.store.note_mount(&found, &self.host_id, &clients).await?;
+            fs::check(found.description.fstype, &device, self.settings.work).await?;
+            // A file system that is too small for its image is still what it was.
+            if let Err(error) = self.fill_unmounted(&mut found, &device).await {
+                tracing::warn!(volume = found.name, %error, "its file system cannot grow");
+            }
+        }
+        let (fstype, limit) = (found.description.fstype, self.settings.work);
+        let options = fs::mount_options(fstype, &found.description.options);
+        let root = attached.mountpoint.clone();
+        fs::mount_apart(&device, &root, fstype, &options, limit).await?;
+        if attached.read_only {
+            return Ok(());
+        }
+        fs::remove_lost_and_found(&root);
+        if found.description.state == State::New {
+            fs::prepare_root(&root, &found.description.options)?;
+            found.description.state = State::Ready;
+            self.store.describe(&found).await?;
+        }
+        if let Err(error) = self.fill_device(&mut found, &device, &root).await {
+            tracing::warn!(volume = found.name, %error, "its file system cannot grow");
+        }
+        Ok(())
+    }
+
+    async fn fill_unmounted(&self, found: &mut Found, device: &str) -> Result<()> {
+        let (fstype, limit) = (found.description.fstype, self.settings.work);
+        match fs::device_size(device) {
+            Some(size) if size > found.description.size => {
+                if fs::grow_unmounted(fstype, device, limit).await? {
+                    found.description.size = size;
+                    self.store.describe(found).await?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a mounted file system grow whose image has grown.
+    pub(super) async fn fill_device(
+        &self,
+        found: &mut Found,
+        device: &str,
+        root: &Path,
+    ) -> Result<()> {
+        match fs::device_size(device) {
+            Some(size) if size > found.description.size => {
+                fs::grow(found.description.fstype, device, root, self.settings.work).await?;
+                found.description.size = size;
+                self.store.describe(found).await?;
+                self.journal.learn(found)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn unmount_now(&self, name: &str, user: &str) -> Result<()> {
+        let Some(mut attached) = self.journal.attached(name) else { return Ok(()) };
+        attached.users.remove(user);
+        self.journal.attach(&attached)?;
+        match attached.users.is_empty() {
+            true => self.tear_down(&attached).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it is mounted still.
+    pub(super) fn is_live(&self, attached: &Attached) -> bool {
+        attached.boot == self.boot
+            && attached.device.is_some()
+            && fs::mounted(&attached.mountpoint) == attached.device
+    }
+
+    /// Whether the process that carries its data is there.
+    async fn is_mapped(&self, attached: &Attached) -> bool {
+        match self.mapper.device(&attached.image).await {
+            Ok(device) => device == attached.device,
+            // It cannot be told: then nothing is torn down.
+            Err(_) => true,
+        }
+    }
+
+    /// Unmounts and unmaps what is left of a volume on this host.
+    async fn clean(&self, attached: &Attached) -> Result<()> {
+        fs::unmount_apart(&attached.mountpoint, self.settings.work).await?;
+        self.mapper.unmap(&attached.image).await
+    }
+
+    /// The same, and lets other hosts have it.
+    pub(super) async fn tear_down(&self, attached: &Attached) -> Result<()> {
+        self.clean(attached).await?;
+        if !attached.read_only {
+            let given_back = async {
+                if let Some(found) = self.find(&attached.name).await? {
+                    self.give_back(&found).await;
+                }
+                Ok::<_, Error>(())
+            };
+            if tokio::time::timeout(TIDY, given_back).await.is_err() {
+                // The next to mount it finds that no client of this host has it open.
+                tracing::warn!(volume = attached.name, "its lock could not be given back");
+            }
+        }
+        self.journal.detach(&attached.name)
+    }
+
+    /// Takes a volume's lock for this host, from one that died if need be.
+    pub(super) async fn take(&self, found: &Found) -> Result<()> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            if self.store.lock(found, &self.host_id, &self.settings.host).await? {
+                return Ok(());
+            }
+            let Some(holder) = self.store.holder(found).await? else { continue };
+            let watchers = self.store.watchers(found).await?;
+            if holder.host_id == self.host_id {
+                // Of an earlier life of this process. Nothing is mapped here any more: what the cluster still takes for
+                // alive is dead, and need not be waited for.
+                if holder.watches(&watchers) {
+                    self.store.fence(&holder.addresses).await?;
+                }
+                self.store.unlock(found, &holder).await?;
+                continue;
+            }
+            let nameless = holder.addresses.is_empty();
+            if holder.watches(&watchers) || nameless && !watchers.is_empty() {
+                return Err(mounted_elsewhere(&holder));
+            }
+            if nameless && begun.elapsed() < GRACE {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            if self.settings.fence == Fence::Manual {
+                let (host, name) = (&holder.host, &found.name);
+                let what = format!("host {host} had it mounted and has vanished");
+                let hint = format!("if it is dead for sure: ceph-native fence {name}");
+                return Err(Error::new(Kind::Busy, what).with_hint(hint));
+            }
+            self.take_from(found, &holder).await?;
+        }
+    }
+
+    /// Takes a volume's lock from another host, which is fenced first.
+    pub(super) async fn take_from(&self, found: &Found, holder: &Holder) -> Result<()> {
+        tracing::warn!(volume = found.name, host = holder.host, "taken from a host that died");
+        self.store.fence(holder.to_fence()).await?;
+        self.store.unlock(found, holder).await
+    }
+
+    /// Gives a volume's lock back, if it is ours.
+    pub(super) async fn give_back(&self, found: &Found) {
+        let given_back = async {
+            match self.store.holder(found).await? {
+                Some(holder) if holder.host_id == self.host_id => {
+                    self.store.unlock(found, &holder).await
+                }
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = given_back.await.context("giving the lock back") {
+            tracing::warn!(volume = found.name, %error);
+        }
+    }
+
+    /// Refuses a volume that others have open without asking for our lock: `rbd map`, a virtual machine. Who only looks
+    /// at it is soon gone.
+    async fn must_be_unused(&self, found: &Found) -> Result<()> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let watchers = self.store.watchers(found).await?;
+            match watchers.first() {
+                None => return Ok(()),
+                Some(watcher) if begun.elapsed() > LOOKING => return Err(in_use(watcher)),
+                Some(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// Cleans up what a crash or a reboot has left: what is not mounted any more is nobody's.
+    pub(super) async fn recover(self: &Arc<Self>) {
+        for attached in self.journal.all_attached() {
+            let (this, name) = (Arc::clone(self), attached.name.clone());
+            let recovered = async move {
+                match this.journal.attached(&name) {
+                    Some(attached) if !this.is_live(&attached) || attached.users.is_empty() => {
+                        tracing::warn!(volume = name, "mounted before, and no more: cleaning up");
+                        this.tear_down(&attached).await
+                    }
+                    _ => Ok(()),
+                }
+            };
+            // What fails is told there, and is tried again by whoever mounts it next.
+            let _ = self.work(&attached.name, "recovering", recovered).await;
+        }
+    }
+}
+
+fn mounted_elsewhere(holder: &Holder) -> Error {
+    let at = match holder.addresses.first() {
+        Some(address) => format!(" ({address})"),
+        None => String::new(),
+    };
+    Error::new(Kind::Busy, format!("it is mounted on host {}{at}", holder.host))
+}
+
+fn in_use(watcher: &Watcher) -> Error {
+    let what = format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr));
+    Error::new(Kind::Busy, what)
+        .with_hint("not by this plugin; a client that crashed is forgotten after 30 s")
+}

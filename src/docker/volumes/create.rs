@@ -1,0 +1,335 @@
+//! Making and removing volumes.
+//!
+//! A volume's image is there with its description from one moment to the next, in state `formatting`. Whoever holds its
+//! lock makes the file system, and writes its first bytes last. So of two hosts that make one volume one does, and the
+//! other waits; and one that was killed over it is taken over from.
+
+use std::time::Duration;
+
+use proto::rbd::Features;
+
+use super::{Volumes, now};
+use crate::docker::format;
+use crate::docker::options::{FsType, VolumeOptions};
+use crate::docker::probe::Content;
+use crate::docker::store::{self, Description, Found, Place, State};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::admin::{self, CreateOptions};
+use crate::image::header::{Header, image_id};
+use crate::image::{Image, OpenOptions};
+
+/// The size of a volume if nothing says what it should be.
+const DEFAULT_SIZE: u64 = 10 << 30;
+
+/// How long the image of another host that is at work may have no description, or no file system, before it is asked
+/// for again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How many pauses until an image without a header counts as the rest of a creation that was cut short.
+const PATIENCE: u32 = 25;
+
+impl Volumes {
+    pub(super) async fn create_now(&self, name: &str, given: VolumeOptions) -> Result<()> {
+        let options = given.clone().or(&self.settings.volumes);
+        for pause in 0.. {
+            if let Some(found) = self.find(name).await? {
+                compatible(&found, &given)?;
+                let found = self.finish(found).await?;
+                return self.journal.learn(&found);
+            }
+            let cluster = self.store.cluster().await?;
+            let place = store::place(name, &options, &cluster.config().rbd.pool)?;
+            if options.image.is_some() {
+                return self.adopt(name, place, options).await;
+            }
+            match self.make_image(name, &place, &options).await {
+                Ok(found) => return self.finish_new(found).await,
+                Err(error) if error.kind() == Kind::Exists => {
+                    self.look_at_existing(&place, pause, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// An image has the name, but no volume was found: another host is making it, or was, or it is not ours.
+    async fn look_at_existing(&self, place: &Place, pause: u32, exists: Error) -> Result<()> {
+        let pool = self.store.pool(place).await?;
+        let id = match image_id(&pool, &place.image).await {
+            Ok(id) => id,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match Header::read(&pool, &id).await {
+            Ok(_) if self.store.find_at(place).await?.is_some() => Ok(()),
+            Ok(_) => {
+                let hint = format!("-o image={} makes it the volume", place.image);
+                Err(exists.context("its image would be one that is not a volume").with_hint(hint))
+            }
+            Err(error) if error.kind() == Kind::NotFound && pause >= PATIENCE => {
+                tracing::warn!(image = place.spec(), "the rest of an unfinished creation goes");
+                admin::remove(&pool, &place.image, &mut |_, _| {}).await
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                tokio::time::sleep(PAUSE).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn make_image(
+        &self,
+        name: &str,
+        place: &Place,
+        options: &VolumeOptions,
+    ) -> Result<Found> {
+        let pool = self.store.pool(place).await?;
+        admin::check_namespace(&pool).await?;
+        let config = &pool.cluster().config().rbd;
+        let data_pool = match options.data_pool.as_ref().or(config.data_pool.as_ref()) {
+            Some(data_pool) => Some(pool.cluster().pool(data_pool).await?),
+            None => None,
+        };
+        let features = match &options.features {
+            Some(features) => features
+                .parse::<Features>()
+                .map_err(|error| Error::new(Kind::Invalid, "option features").with_source(error))?,
+            None => admin::supported(config.features),
+        };
+        let size = options.size.unwrap_or(DEFAULT_SIZE);
+        let description = Description {
+            name: name.to_owned(),
+            state: State::Formatting,
+            adopted: false,
+            fstype: options.fstype.unwrap_or_default(),
+            size,
+            options: VolumeOptions { size: Some(size), ..options.clone() },
+            created: now(),
+            host: self.settings.host.clone(),
+        };
+        let create = CreateOptions {
+            size,
+            order: options.order.unwrap_or(config.order),
+            stripe_unit: options.stripe_unit.unwrap_or(config.stripe_unit),
+            stripe_count: options.stripe_count.unwrap_or(config.stripe_count),
+            features,
+            data_pool,
+            metadata: store::description(&description)?,
+        };
+        let id = admin::create(&pool, &place.image, &create).await?;
+        Ok(Found { name: name.to_owned(), place: place.clone(), id, description })
+    }
+
+    /// Makes an image that is there a volume.
+    async fn adopt(&self, name: &str, place: Place, options: VolumeOptions) -> Result<()> {
+        let pool = self.store.pool(&place).await?;
+        let id = image_id(&pool, &place.image).await?;
+        if let Some(other) = self.store.find_at(&place).await? {
+            let what = format!("image {} is volume {} already", place.spec(), other.name);
+            return Err(Error::new(Kind::Exists, what));
+        }
+        let read_only = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let image = Image::open(&pool, &place.image, &read_only).await?;
+        let content = format::look(&image).await;
+        let size = image.size();
+        image.close().await;
+        let (state, fstype) = match content? {
+            Content::FileSystem(fstype) => match options.fstype {
+                Some(wanted)
+                    if wanted != fstype && options.fstype != self.settings.volumes.fstype =>
+                {
+                    let what = format!("image {} has {fstype}, not {wanted}", place.spec());
+                    return Err(Error::new(Kind::Invalid, what));
+                }
+                _ => (State::Ready, fstype),
+            },
+            Content::Blank => (State::Formatting, options.fstype.unwrap_or_default()),
+            Content::Other(what) => {
+                let what = format!("image {} holds {what}: nothing to mount", place.spec());
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            Content::Data => {
+                let what =
+                    format!("image {} holds data, but no file system known here", place.spec());
+                return Err(Error::new(Kind::Invalid, what).with_hint("it is left as it is"));
+            }
+        };
+        let description = Description {
+            name: name.to_owned(),
+            state,
+            adopted: true,
+            fstype,
+            size,
+            options: VolumeOptions { size: None, ..options },
+            created: now(),
+            host: self.settings.host.clone(),
+        };
+        let found = Found { name: name.to_owned(), place, id, description };
+        self.store.describe(&found).await?;
+        let found = self.finish(found).await?;
+        self.journal.learn(&found)
+    }
+
+    /// Makes the file system of an image that was just made. If that is not possible, there shall be no volume.
+    async fn finish_new(&self, found: Found) -> Result<()> {
+        match self.finish(found.clone()).await {
+            Ok(found) => self.journal.learn(&found),
+            Err(error) => {
+                if let Err(error) = self.remove_image(&found).await {
+                    tracing::warn!(volume = found.name, %error, "left behind without a file system");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the file system of a volume that has none yet.
+    pub(super) async fn finish(&self, mut found: Found) -> Result<Found> {
+        while found.description.state == State::Formatting {
+            match self.take(&found).await {
+                Ok(()) => {}
+                // Another host is at work on it: it is waited for, as long as the call may take.
+                Err(error) if error.kind() == Kind::Busy => {
+                    tokio::time::sleep(PAUSE).await;
+                    found = self.find_existing(&found.name).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            let done = self.format(&mut found).await;
+            self.give_back(&found).await;
+            done?;
+        }
+        Ok(found)
+    }
+
+    async fn format(&self, found: &mut Found) -> Result<()> {
+        let pool = self.store.pool(&found.place).await?;
+        // It may have been finished before the lock was ours.
+        if let Some(newer) = self.store.find_at(&found.place).await? {
+            *found = newer;
+        }
+        if found.description.state != State::Formatting {
+            return Ok(());
+        }
+        let image = Image::open(&pool, &found.place.image, &OpenOptions::default()).await?;
+        let made = self.format_image(found, &image).await;
+        image.close().await;
+        made.context(format!("making its file system ({})", found.description.fstype))?;
+        found.description.state = State::New;
+        self.store.describe(found).await
+    }
+
+    async fn format_image(&self, found: &mut Found, image: &Image) -> Result<()> {
+        match format::look(image).await? {
+            // All but this note was done.
+            Content::FileSystem(fstype) => {
+                found.description.fstype = fstype;
+                return Ok(());
+            }
+            Content::Other(what) => {
+                return Err(Error::new(Kind::Exists, format!("the image holds {what}")));
+            }
+            Content::Data if found.description.adopted => {
+                return Err(Error::new(Kind::Exists, "the image holds data"));
+            }
+            // The rest of an attempt that was cut short, which only we can have made.
+            Content::Data | Content::Blank => {}
+        }
+        let options = found.description.options.mkfs_options.as_deref().unwrap_or_default();
+        let fstype: FsType = found.description.fstype;
+        let scratch = self.settings.state.join("scratch");
+        format::format(image, fstype, options, &scratch, self.settings.work).await
+    }
+
+    pub(super) async fn remove_now(&self, name: &str) -> Result<()> {
+        let Some(found) = self.find(name).await? else { return Ok(()) };
+        if let Some(attached) = self.journal.attached(name) {
+            if !attached.users.is_empty() && self.is_live(&attached) {
+                return Err(Error::new(Kind::Busy, "it is mounted on this host"));
+            }
+            self.tear_down(&attached).await?;
+        }
+        // Nobody can mount it from here on; and nobody has.
+        self.take(&found).await?;
+        let gone = self.remove_image(&found).await;
+        if gone.is_err() || found.description.adopted {
+            self.give_back(&found).await;
+        }
+        gone?;
+        self.journal.forget(name)
+    }
+
+    async fn remove_image(&self, found: &Found) -> Result<()> {
+        if found.description.adopted {
+            return self.store.disown(found).await;
+        }
+        let pool = self.store.pool(&found.place).await?;
+        admin::remove(&pool, &found.place.image, &mut |_, _| {}).await
+    }
+}
+
+/// Refuses a volume that is there, but not as it was asked for.
+fn compatible(found: &Found, given: &VolumeOptions) -> Result<()> {
+    let (name, has) = (&found.name, &found.description);
+    let differs = |what: &str, has: &dyn std::fmt::Display| {
+        Err(Error::new(Kind::Exists, format!("volume {name} exists, and its {what} is {has}")))
+    };
+    match given {
+        VolumeOptions { size: Some(size), .. }
+            if has.options.size.is_some_and(|has| has != *size) =>
+        {
+            differs("size", &format!("{} bytes", has.size))
+        }
+        VolumeOptions { fstype: Some(fstype), .. } if *fstype != has.fstype => {
+            differs("file system", &has.fstype)
+        }
+        VolumeOptions { pool: Some(pool), .. } if *pool != found.place.pool => {
+            differs("pool", &found.place.pool)
+        }
+        VolumeOptions { namespace: Some(namespace), .. } if *namespace != found.place.namespace => {
+            differs("namespace", &format!("{:?}", found.place.namespace))
+        }
+        VolumeOptions { image: Some(image), .. } if *image != found.place.image => {
+            differs("image", &found.place.image)
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_what_it_was_asked_for_or_refused() {
+        let given =
+            |options: &[(&str, &str)]| VolumeOptions::parse(options.iter().copied()).unwrap();
+        let found = Found {
+            name: "v".to_owned(),
+            place: Place::new("rbd", "ns", "v"),
+            id: "1".to_owned(),
+            description: Description {
+                size: 2 << 30,
+                options: given(&[("size", "1")]),
+                ..Description::default()
+            },
+        };
+        for same in [&[][..], &[("size", "1"), ("fstype", "ext4"), ("pool", "rbd")]] {
+            compatible(&found, &given(same)).unwrap();
+        }
+        for (other, word) in [
+            (("size", "2"), "its size is 2147483648 bytes"),
+            (("fstype", "xfs"), "its file system is ext4"),
+            (("pool", "ssd"), "its pool is rbd"),
+            (("namespace", ""), "its namespace is \"ns\""),
+            (("image", "w"), "its image is v"),
+        ] {
+            let error = compatible(&found, &given(&[other])).unwrap_err();
+            assert_eq!(error.kind(), Kind::Exists);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Making a volume that is cut short, and one that is damaged.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::host::Host;
+use crate::one_osd;
+
+#[test]
+fn a_file_system_that_was_not_finished_is_and_one_that_is_there_is_not_made_again() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "cut", "");
+    let create = json!({ "Name": "cut", "Opts": { "size": "128M" } });
+    let named = json!({ "Name": "cut" });
+    let key = "ceph-native.volume";
+    let description = || ceph.rbd(&["image-meta", "get", "cut", key]).trim().to_owned();
+    let set = |text: &str| {
+        ceph.rbd(&["image-meta", "set", "cut", key, text]);
+    };
+    host.called("VolumeDriver.Create", &create);
+    let made = description();
+    assert!(made.contains("\"state\":\"new\""), "{made}");
+    let formatting = made.replace("\"state\":\"new\"", "\"state\":\"formatting\"");
+
+    // Killed between the last write and the note that it is done.
+    fs::write(host.mount("cut", "x").join("file"), "kept").unwrap();
+    host.unmount("cut", "x");
+    set(&formatting);
+    let root = host.mount("cut", "x");
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "kept", "it was made again");
+    host.unmount("cut", "x");
+
+    // Killed in between: some of it is there, but no superblock.
+    ceph.run(
+        "rbd",
+        &[
+            "bench",
+            "--io-type",
+            "write",
+            "--io-size",
+            "4K",
+            "--io-total",
+            "1M",
+            "--io-pattern",
+            "rand",
+            "cut",
+        ],
+    )
+    .ok();
+    let zeros = host.dir.join("zeros");
+    fs::write(&zeros, vec![0; 64 << 10]).unwrap();
+    let info = ceph.run("rbd", &["info", "--format", "json", "cut"]).json();
+    let first = format!("{}.0000000000000000", info["block_name_prefix"].as_str().unwrap());
+    ceph.rados(&["-p", "rbd", "put", &first, zeros.to_str().unwrap()]);
+    set(&formatting);
+    host.called("VolumeDriver.Create", &create);
+    assert!(description().contains("\"state\":\"new\""), "{}", description());
+    let root = host.mount("cut", "x");
+    assert!(fs::read_dir(&root).unwrap().next().is_none());
+    host.unmount("cut", "x");
+    host.ours(&["fsck", "cut"]).ok();
+    host.called("VolumeDriver.Remove", &named);
+
+    // Killed between name and image, as librbd's own creation would be.
+    ceph.rbd(&["create", "-s", "64M", "half"]);
+    let info = ceph.run("rbd", &["info", "--format", "json", "half"]).json();
+    ceph.rados(&["-p", "rbd", "rm", &format!("rbd_header.{}", info["id"].as_str().unwrap())]);
+    host.called("VolumeDriver.Create", &json!({ "Name": "half", "Opts": { "size": "128M" } }));
+    host.mount("half", "x");
+    host.unmount("half", "x");
+}
+
+#[test]
+fn a_damaged_file_system_is_not_mounted() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "fsck", "");
+    let create = json!({ "Name": "damaged", "Opts": { "size": "128M" } });
+    host.called("VolumeDriver.Create", &create);
+    let root = host.mount("damaged", "x");
+    for i in 0..100 {
+        fs::create_dir(root.join(format!("folder-{i}"))).unwrap();
+    }
+    host.unmount("damaged", "x");
+    // Inode tables full of nonsense: nothing that can be repaired without asking.
+    let noise: Vec<u8> =
+        (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let file = host.dir.join("noise");
+    let image = host.dir.join("image");
+    fs::write(&file, &noise).unwrap();
+    ceph.rbd(&["export", "--no-progress", "damaged", image.to_str().unwrap()]);
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[200 << 10..(200 << 10) + noise.len()].copy_from_slice(&noise);
+    let info = ceph.run("rbd", &["info", "--format", "json", "damaged"]).json();
+    let first = format!("{}.0000000000000000", info["block_name_prefix"].as_str().unwrap());
+    fs::write(&file, &bytes[..4 << 20]).unwrap();
+    ceph.rados(&["-p", "rbd", "put", &first, file.to_str().unwrap()]);
+
+    let error = host.refused("VolumeDriver.Mount", &json!({ "Name": "damaged", "ID": "x" }));
+    assert!(error.contains("the file system is damaged"), "{error}");
+    assert!(error.contains("ceph-native fsck"), "{error}");
+    assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0));
+    host.called("VolumeDriver.Remove", &json!({ "Name": "damaged" }));
+}

@@ -1,0 +1,324 @@
+//! One host: a plugin, and a dockerd where a test needs one.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Ceph, Ran, run, run_in};
+
+/// Longer than anything takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Where Docker looks for plugins, whatever its own folders are.
+const PLUGINS: &str = "/run/docker/plugins";
+
+/// A host. Everything of it goes when it is dropped.
+pub(crate) struct Host {
+    /// The plugin's name, as Docker knows it.
+    pub(crate) driver: String,
+    pub(crate) dir: PathBuf,
+    ceph: &'static Ceph,
+    plugin: Option<Child>,
+    dockerd: Option<Child>,
+}
+
+impl Host {
+    /// A host with a plugin, and these lines in its settings.
+    pub(crate) fn start(ceph: &'static Ceph, name: &str, settings: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = ceph.dir().join(format!("host-{number}-{name}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::create_dir_all(PLUGINS).unwrap();
+        let driver = format!("ceph-native-{}-{number}", std::process::id());
+        let text = format!(
+            "listen = [{:?}]\nstate = {:?}\nhost = {name:?}\n{settings}\n[ceph]\nconf = {:?}\n",
+            socket(&driver),
+            dir.join("state"),
+            ceph.conf(),
+        );
+        fs::write(dir.join("settings.toml"), text).unwrap();
+        let mut host = Self { driver, dir, ceph, plugin: None, dockerd: None };
+        host.start_plugin();
+        host
+    }
+
+    /// Starts the plugin, and returns when it takes calls.
+    pub(crate) fn start_plugin(&mut self) {
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let child = self
+            .own_command()
+            .arg("plugin")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.ceph.reap(child.id());
+        self.plugin = Some(child);
+        eventually("the plugin comes up", || UnixStream::connect(socket(&self.driver)).is_ok());
+        // The cluster is asked in the background.
+        eventually("the plugin finds the cluster", || {
+            !self.call("VolumeDriver.Get", &json!({ "Name": "none" })).contains("cannot be told")
+        });
+    }
+
+    fn own_command(&self) -> Command {
+        let mut command = Command::new(program());
+        command.arg("--settings").arg(self.dir.join("settings.toml"));
+        command.env("RBD_NBD_RS_STATE", self.dir.join("mappings"));
+        command
+    }
+
+    /// Ends the plugin as a power cut would.
+    pub(crate) fn kill_plugin(&mut self) {
+        let mut child = self.plugin.take().expect("a plugin that runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts dockerd, with an image `bb` that has busybox.
+    pub(crate) fn start_dockerd(&mut self, args: &[&str]) {
+        let dir = self.dir.display().to_string();
+        // One that was killed has left its own.
+        let _ = fs::remove_file(self.dir.join("pid"));
+        let log = File::options().create(true).append(true).open(self.dir.join("dockerd.log"));
+        let log = log.unwrap();
+        let child = Command::new("dockerd")
+            .args(["--data-root", &format!("{dir}/root"), "--exec-root", &format!("{dir}/exec")])
+            .args(["-H", &format!("unix://{dir}/docker.sock"), "--pidfile", &format!("{dir}/pid")])
+            .args(["--iptables=false", "--bridge=none"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("dockerd: tests/install");
+        self.ceph.reap(child.id());
+        self.dockerd = Some(child);
+        eventually("dockerd comes up", || self.try_docker(&["version"]).code == 0);
+        if self.docker(&["images", "-q", "bb"]).is_empty() {
+            let root = self.dir.join("image");
+            fs::create_dir_all(root.join("bin")).unwrap();
+            fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
+            for tool in ["sh", "cat", "sync", "sleep", "ls", "sha256sum"] {
+                let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(tool));
+            }
+            let import = format!(
+                "tar -C {} -c . | docker -H unix://{dir}/docker.sock import - bb",
+                root.display()
+            );
+            run("bash", &["-c", &import]).ok();
+        }
+    }
+
+    /// `docker` on this host, which must succeed; its standard output.
+    #[track_caller]
+    pub(crate) fn docker(&self, args: &[&str]) -> String {
+        self.try_docker(args).ok().trim().to_owned()
+    }
+
+    /// `docker` on this host.
+    pub(crate) fn try_docker(&self, args: &[&str]) -> Ran {
+        let socket = format!("unix://{}/docker.sock", self.dir.display());
+        run("docker", &[&["-H", &socket], args].concat())
+    }
+
+    /// Runs a shell line in a new container that has the volume at /v; what it prints.
+    #[track_caller]
+    pub(crate) fn in_container(&self, volume: &str, line: &str) -> String {
+        self.try_in_container(volume, line).ok().trim().to_owned()
+    }
+
+    pub(crate) fn try_in_container(&self, volume: &str, line: &str) -> Ran {
+        let mount = format!("type=volume,src={volume},dst=/v,volume-driver={}", self.driver);
+        let args = ["run", "--rm", "--network=none", "--mount", &mount, "bb", "sh", "-c", line];
+        self.try_docker(&args)
+    }
+
+    /// `docker volume create` with options.
+    #[track_caller]
+    pub(crate) fn create(&self, name: &str, options: &[&str]) {
+        let options = options.iter().flat_map(|option| ["-o", *option]);
+        let mut args = vec!["volume", "create", "--driver", &self.driver];
+        args.extend(options);
+        args.push(name);
+        self.docker(&args);
+    }
+
+    /// What `docker volume inspect` shows.
+    #[track_caller]
+    pub(crate) fn inspect(&self, name: &str) -> Value {
+        let shown = self.docker(&["volume", "inspect", name]);
+        serde_json::from_str::<Value>(&shown).unwrap()[0].clone()
+    }
+
+    /// Our own program.
+    pub(crate) fn ours(&self, args: &[&str]) -> Ran {
+        let settings = self.dir.join("settings.toml");
+        let args = [&["--settings", settings.to_str().unwrap()], args].concat();
+        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &self.dir.join("mappings"))], 120)
+    }
+
+    /// A call of the plugin's protocol: the whole answer, as text.
+    pub(crate) fn call(&self, call: &str, request: &Value) -> String {
+        self.http(&["-X", "POST", "-d", &request.to_string()], call)
+    }
+
+    /// A call that must succeed: its answer.
+    #[track_caller]
+    pub(crate) fn called(&self, call: &str, request: &Value) -> Value {
+        let text = self.call(call, request);
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        let error = answer["Err"].as_str().unwrap_or_default();
+        assert!(error.is_empty(), "{call} {request}: {text}\n{}", self.log());
+        answer
+    }
+
+    /// A call that must fail: what it says.
+    #[track_caller]
+    pub(crate) fn refused(&self, call: &str, request: &Value) -> String {
+        let text = self.call(call, request);
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        let error = answer["Err"].as_str().unwrap_or_default().to_owned();
+        assert!(!error.is_empty(), "{call} {request} was not refused: {text}");
+        error
+    }
+
+    /// Any request to the plugin.
+    pub(crate) fn http(&self, args: &[&str], path: &str) -> String {
+        let socket = socket(&self.driver);
+        let url = format!("http://plugin/{path}");
+        let args = [&["-s", "-m", "115", "--unix-socket", socket.to_str().unwrap()], args].concat();
+        let ran = run("curl", &[&args[..], &[&url]].concat());
+        String::from_utf8_lossy(&ran.out).into_owned()
+    }
+
+    /// Mounts a volume for a user.
+    #[track_caller]
+    pub(crate) fn mount(&self, name: &str, user: &str) -> PathBuf {
+        let answer = self.called("VolumeDriver.Mount", &json!({ "Name": name, "ID": user }));
+        answer["Mountpoint"].as_str().expect("a mountpoint").into()
+    }
+
+    #[track_caller]
+    pub(crate) fn unmount(&self, name: &str, user: &str) {
+        self.called("VolumeDriver.Unmount", &json!({ "Name": name, "ID": user }));
+    }
+
+    /// Process ids of this host's mappings.
+    pub(crate) fn mappings(&self) -> Vec<u32> {
+        let state = self.dir.join("mappings");
+        let mut pids = Vec::new();
+        for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+            if let Ok(text) = fs::read_to_string(entry.path().join("mapping.json")) {
+                let mapping: Value = serde_json::from_str(&text).unwrap_or_default();
+                pids.extend(mapping["pid"].as_u64().map(|pid| pid as u32));
+            }
+        }
+        pids
+    }
+
+    /// What is mounted below this host's state folder.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let below = self.dir.join("state/mounts").display().to_string();
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+        points.filter(|point| point.starts_with(&below)).map(str::to_owned).collect()
+    }
+
+    /// Tears down what a reboot would: containers, mounts, mappings. The plugin must have ended.
+    pub(crate) fn tear_down(&self) {
+        for pid in self.mappings() {
+            signal("KILL", pid);
+        }
+        for point in self.mounts() {
+            run("umount", &["-l", &point]);
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("plugin.log")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the plugin on {} said\n{}", self.dir.display(), self.log());
+            let dockerd = fs::read_to_string(self.dir.join("dockerd.log")).unwrap_or_default();
+            let lines: Vec<_> = dockerd.lines().collect();
+            eprintln!("--- dockerd said\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+        }
+        if let Some(mut child) = self.dockerd.take() {
+            signal("TERM", child.id());
+            let begun = Instant::now();
+            while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                if begun.elapsed() > Duration::from_secs(30) {
+                    let _ = child.kill();
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        if let Some(mut child) = self.plugin.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for point in self.mounts() {
+            run("umount", &["-l", &point]);
+        }
+        for device in self.devices() {
+            let mapper = Path::new(&program()).with_file_name("rbd-nbd-rs");
+            let state = self.dir.join("mappings");
+            let args = ["unmap", "--force", &device];
+            run_in(mapper.to_str().unwrap(), &args, &[("RBD_NBD_RS_STATE", &state)], 60);
+        }
+        let _ = fs::remove_file(socket(&self.driver));
+    }
+}
+
+impl Host {
+    fn devices(&self) -> Vec<String> {
+        let mut devices = Vec::new();
+        for entry in fs::read_dir(self.dir.join("mappings")).into_iter().flatten().flatten() {
+            if let Ok(text) = fs::read_to_string(entry.path().join("mapping.json")) {
+                let mapping: Value = serde_json::from_str(&text).unwrap_or_default();
+                devices.extend(mapping["device"].as_str().map(str::to_owned));
+            }
+        }
+        devices
+    }
+}
+
+fn socket(driver: &str) -> PathBuf {
+    Path::new(PLUGINS).join(format!("{driver}.sock"))
+}
+
+/// Our program: the one that `CEPH_NATIVE` names (`tests/run` names the release build), or the one cargo built.
+pub(crate) fn program() -> String {
+    let built = env!("CARGO_BIN_EXE_ceph-native").to_owned();
+    std::env::var("CEPH_NATIVE").unwrap_or(built)
+}
+
+pub(crate) fn signal(name: &str, pid: u32) {
+    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+}
+
+/// Waits for something that has to come true.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < LIMIT, "not within {} s: {what}", LIMIT.as_secs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

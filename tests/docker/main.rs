@@ -1,0 +1,22 @@
+//! The Docker volume plugin with a real dockerd and a real cluster. Each test is a story of one or two "hosts": a
+//! plugin with its own state folder, and a dockerd with its own data folder and socket.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calls;
+mod faults;
+mod host;
+mod hosts;
+mod protocol;
+mod volumes;
+
+use std::sync::OnceLock;
+
+use support::{Ceph, Options};
+
+/// A cluster of one memstore OSD, shared by all tests that don't break it.
+fn one_osd() -> &'static Ceph {
+    static CLUSTER: OnceLock<Ceph> = OnceLock::new();
+    CLUSTER.get_or_init(|| Ceph::start(Options::default()))
+}
