@@ -232,6 +232,10 @@ impl Volumes {
         let given_back = async {
             match self.store.holder(found).await? {
                 Some(holder) if holder.host_id == self.host_id => {
+                    // Nothing is mapped here any more: who seems to be there was killed, and would keep others out.
+                    if holder.watches(&self.store.watchers(found).await?) {
+                        self.store.fence(&holder.addresses).await?;
+                    }
                     self.store.unlock(found, &holder).await
                 }
                 _ => Ok(()),
