@@ -44,12 +44,18 @@ fn what_would_harm_an_image_is_refused() {
         ceph.ours(&["serve", "rbd/journaled", "--socket", socket.to_str().unwrap()]).refused();
     assert!(refused.contains("journaling"), "{refused}");
 
-    ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "parent"]);
-    ceph.rbd(&["snap", "create", "--no-progress", "parent@snap"]);
-    let clone =
-        ["--rbd-default-clone-format", "2", "--image-feature", "layering", "parent@snap", "child"];
+    ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "harmed-parent"]);
+    ceph.rbd(&["snap", "create", "--no-progress", "harmed-parent@snap"]);
+    let clone = [
+        "--rbd-default-clone-format",
+        "2",
+        "--image-feature",
+        "layering",
+        "harmed-parent@snap",
+        "harmed-child",
+    ];
     ceph.rbd(&[&["clone"], &clone[..]].concat());
     // The snapshot that the clone stands on.
-    let refused = ceph.ours(&["rm", "rbd/parent"]).refused();
+    let refused = ceph.ours(&["rm", "rbd/harmed-parent"]).refused();
     assert!(refused.contains("snapshot"), "{refused}");
 }

@@ -138,27 +138,27 @@ fn refused(ceph: &Ceph) {
 #[test]
 fn snapshots_are_served_by_name_and_by_id() {
     let ceph = one_osd();
-    ceph.ours(&["create", "shot", "--size", "8M", "--image-feature", "layering"]).ok();
-    let head = ceph.serve(&["rbd/shot"]);
-    let uri = head.uri("rbd/shot");
+    ceph.ours(&["create", "snap-served", "--size", "8M", "--image-feature", "layering"]).ok();
+    let head = ceph.serve(&["rbd/snap-served"]);
+    let uri = head.uri("rbd/snap-served");
     let write = |pattern: &str| {
         let command = format!("write -P {pattern} 0 8M");
         run("qemu-io", &["-f", "raw", &uri, "-c", &command, "-c", "flush"]).ok();
     };
     write("1");
-    ceph.ours(&["snap", "create", "shot@one"]).ok();
+    ceph.ours(&["snap", "create", "snap-served@one"]).ok();
     write("2");
-    let list = ceph.run("rbd", &["snap", "ls", "shot", "--format", "json"]).json();
+    let list = ceph.run("rbd", &["snap", "ls", "snap-served", "--format", "json"]).json();
     let id = list[0]["id"].to_string();
-    for args in [&["rbd/shot@one"][..], &["rbd/shot", "--snap-id", &id]] {
+    for args in [&["rbd/snap-served@one"][..], &["rbd/snap-served", "--snap-id", &id]] {
         let snapshot = ceph.serve(args);
         let uri = snapshot.uri(&args[0].replace('@', "%40"));
         run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 8M"]).ok();
     }
     run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 2 0 8M"]).ok();
     drop(head);
-    ceph.ours(&["snap", "rollback", "shot@one"]).ok();
-    let exported = ceph.run("rbd", &["export", "--no-progress", "shot", "-"]).out;
+    ceph.ours(&["snap", "rollback", "snap-served@one"]).ok();
+    let exported = ceph.run("rbd", &["export", "--no-progress", "snap-served", "-"]).out;
     assert!(exported.iter().all(|byte| *byte == 1));
 }
 
