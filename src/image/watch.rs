@@ -12,6 +12,7 @@ use proto::rbd::notify::{self, Notice};
 use proto::types::SnapId;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::live::{Refusal, refusal};
 use super::parent::{Parent, Shared};
@@ -174,7 +175,11 @@ async fn again(image: &Inner, watch: &mut Watch) -> bool {
             }
             _ => tracing::warn!(image = image.spec(), %error, "watching the image again"),
         }
-        tokio::time::sleep(wait).await;
+        // Writes may wait for the lock, and so for the watch: that we are fenced they must learn at once.
+        let until = Instant::now() + wait;
+        while Instant::now() < until && !image.pool.cluster().is_fenced() {
+            tokio::time::sleep(RETRY_FIRST.min(until - Instant::now())).await;
+        }
         wait = (wait * 2).min(RETRY_LAST);
     }
 }
