@@ -319,6 +319,7 @@ impl Work {
     /// Nothing works any more, and that is told at once.
     async fn after_fencing(&mut self) {
         let (token, now) = (self.last + 1, Instant::now());
+        let known = self.context.world.borrow().fences[&self.client].known.is_some();
         self.queue.submit(token, Io::Read { offset: 0, length: SECTOR });
         self.queue.kick();
         let mut done = Vec::new();
@@ -326,7 +327,6 @@ impl Work {
         let fenced = done
             .iter()
             .all(|done| done.result.as_ref().is_err_and(|error| error.kind() == Kind::Fenced));
-        let known = self.context.world.borrow().fences[&self.client].known.is_some();
         if !fenced || known && Instant::now() > now {
             self.context.fail(format!("client {} is fenced and reads on: {done:?}", self.client));
         }

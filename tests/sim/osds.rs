@@ -11,12 +11,15 @@ use proto::osdmap::pool_flag;
 use proto::types::{Epoch, OsdId, PgId, SnapId};
 
 use crate::network::LineId;
+use crate::wires::BackingOff;
 use crate::world::{Event, World};
 
 impl World {
     pub(crate) fn request(&mut self, line: LineId, osd: OsdId, message: Message) {
-        if message.header.kind != kind::OSD_OP {
-            return;
+        match message.header.kind {
+            kind::OSD_OP => {}
+            kind::OSD_BACKOFF => return self.backoff_heard(line, &message),
+            _ => return,
         }
         for message in self.planted.passes_up(line, message) {
             let Ok((routing, operation)) = osd_op::decode_request(&message) else { continue };
@@ -62,7 +65,7 @@ impl World {
             snap: SnapId::HEAD,
             max: false,
         };
-        if server.backoffs.get(&pgid).is_some_and(|backoff| backoff.covers(&object)) {
+        if server.backoffs.get(&pgid).is_some_and(|told| told.backoff.covers(&object)) {
             return true;
         }
         if !self.faults.backed_off.contains(&pgid.pg) || server.backoffs.contains_key(&pgid) {
@@ -76,7 +79,8 @@ impl World {
         };
         let epoch = self.cluster.monitor.map.view.epoch;
         let backoff = Backoff { pgid, epoch, op: BackoffOp::Block, id, begin, end };
-        server.backoffs.insert(pgid, backoff.clone());
+        let told = BackingOff { backoff: backoff.clone(), heard: false, over: false };
+        server.backoffs.insert(pgid, told);
         let conn = server.conn;
         self.note(format_args!("{line:?} is backed off from {}", pgid.pg));
         self.say(conn, &backoff);
@@ -85,14 +89,38 @@ impl World {
 
     /// A placement group ends its backoffs.
     pub(crate) fn unblock(&mut self, pg: PgId) {
-        let mut released = Vec::new();
-        for server in self.servers.values_mut() {
-            let pgid = SpgId { pg, shard: SpgId::NO_SHARD };
-            let backoff = server.backoffs.remove(&pgid);
-            released.extend(backoff.map(|backoff| (server.conn, backoff)));
+        let pgid = SpgId { pg, shard: SpgId::NO_SHARD };
+        let mut lines = Vec::new();
+        for (line, server) in &mut self.servers {
+            if let Some(told) = server.backoffs.get_mut(&pgid) {
+                told.over = true;
+                lines.push(*line);
+            }
         }
-        for (conn, backoff) in released {
-            self.say(conn, &Backoff { op: BackoffOp::Unblock, ..backoff });
+        for line in lines {
+            self.release(line, pgid);
+        }
+    }
+
+    /// A client has heard that it is to hold back (`Session::ack_backoff`).
+    fn backoff_heard(&mut self, line: LineId, message: &Message) {
+        let Ok(heard) = Backoff::decode(message) else { return };
+        let told = self.servers.get_mut(&line).and_then(|s| s.backoffs.get_mut(&heard.pgid));
+        if let Some(told) = told.filter(|told| told.backoff.id == heard.id) {
+            told.heard = true;
+            self.release(line, heard.pgid);
+        }
+    }
+
+    /// Ends a backoff that is over and that the client has heard of.
+    fn release(&mut self, line: LineId, pgid: SpgId) {
+        let Some(server) = self.servers.get_mut(&line) else { return };
+        if !server.backoffs.get(&pgid).is_some_and(|told| told.heard && told.over) {
+            return;
+        }
+        let conn = server.conn;
+        if let Some(told) = server.backoffs.remove(&pgid) {
+            self.say(conn, &Backoff { op: BackoffOp::Unblock, ..told.backoff });
         }
     }
 

@@ -31,6 +31,14 @@ pub(crate) struct Way {
     due: Option<Millis>,
 }
 
+/// A backoff that a client was told of. As long as it has not said that it heard so, the backoff stays, whatever it was
+/// for: what the client has sent before would be dropped, and what it sends after that be carried out.
+pub(crate) struct BackingOff {
+    pub(crate) backoff: Backoff,
+    pub(crate) heard: bool,
+    pub(crate) over: bool,
+}
+
 /// The daemon's end of a connection.
 pub(crate) struct Server {
     pub(crate) conn: ConnId,
@@ -49,7 +57,7 @@ pub(crate) struct Server {
     sent: u64,
     arrived: u64,
     fence_told: Option<u64>,
-    pub(crate) backoffs: BTreeMap<SpgId, Backoff>,
+    pub(crate) backoffs: BTreeMap<SpgId, BackingOff>,
 }
 
 impl World {
