@@ -2,8 +2,12 @@
 //!
 //! `cargo bench --bench protocol`; with `-- --test` everything is run once, to see that it works.
 
+#[path = "support/crushtool.rs"]
+mod crushtool;
 #[path = "support/maps.rs"]
 mod maps;
+#[path = "../examples/crushtool.rs"]
+mod ours;
 mod support;
 
 use std::hint::black_box;
@@ -39,6 +43,7 @@ const BATCH: u64 = 32;
 fn main() {
     let mut c = support::criterion();
     crush(&mut c);
+    crushtool::beside(std::env::args().any(|arg| arg == "--test"));
     osdmap(&mut c);
     frames(&mut c);
     extents(&mut c);

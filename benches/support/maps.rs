@@ -44,6 +44,11 @@ fn crush_map(levels: &[u16]) -> CrushMap {
         vec![step(Op::TAKE, root, 0), step(Op::CHOOSELEAF_FIRSTN, 0, 1), step(Op::EMIT, 0, 0)];
     let rule = Rule { kind: RuleKind::REPLICATED, min_size: 1, max_size: 10, steps };
     map.rules.push(Some(rule));
+    // Nothing here reads names, but crushtool does.
+    map.type_names = (0..=i32::from(kinds)).map(|kind| (kind, format!("type{kind}"))).collect();
+    map.item_names = (root..=-1).map(|id| (id, format!("bucket{}", -id))).collect();
+    map.item_names.extend((0..map.max_devices).map(|osd| (osd, format!("osd.{osd}"))));
+    map.rule_names = [(0, "rule".to_owned())].into();
     map
 }
 
