@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proto::cephx::{Entity, Key, Keyring, Login};
 use proto::mon;
 use proto::msgr::auth::method;
-use proto::types::{EntityAddr, EntityType};
+use proto::types::EntityType;
 
 use crate::config::{Config, KeySource};
 use crate::error::{Error, Kind, Result};
@@ -13,11 +13,11 @@ use crate::error::{Error, Kind, Result};
 /// Looks up the monitors and reads the key.
 pub(super) async fn mon_config(config: &Config) -> Result<mon::Config> {
     let invalid = |error| Error::new(Kind::Invalid, "configuration").with_source(error);
-    let addrs = config.monitor_addrs().await.map_err(invalid)?;
+    let candidates = config.monitors().await.map_err(invalid)?;
     let entity = entity(config)?;
     let key = key(&config.key, config, &entity)?;
     Ok(mon::Config {
-        addrs: addrs.into_iter().map(|addr| EntityAddr::msgr2(addr, 0)).collect(),
+        candidates,
         login: Login {
             entity,
             key,

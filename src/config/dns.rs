@@ -31,12 +31,14 @@ const CLASS_IN: u16 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Host {
     /// Hosts of the lowest value are preferred.
-    priority: u16,
+    pub(super) priority: u16,
+    /// How likely it is chosen among those of its priority.
+    pub(super) weight: u16,
     pub(super) name: String,
     pub(super) port: u16,
 }
 
-/// The hosts of a service such as `_ceph-mon._tcp`, preferred ones first. The name is tried as it is, then in each
+/// The hosts of a service such as `_ceph-mon._tcp`. The name is tried as it is, then in each
 /// domain that is searched.
 pub(super) async fn hosts(service: &str) -> io::Result<Vec<Host>> {
     let resolver = Resolver::of_system();
@@ -44,8 +46,7 @@ pub(super) async fn hosts(service: &str) -> io::Result<Vec<Host>> {
     let domains = resolver.domains.iter().map(|domain| format!("{service}.{domain}"));
     for name in std::iter::once(service.to_owned()).chain(domains) {
         match resolver.ask(&name).await {
-            Ok(mut hosts) if !hosts.is_empty() => {
-                hosts.sort();
+            Ok(hosts) if !hosts.is_empty() => {
                 return Ok(hosts);
             }
             Ok(_) => last = io::Error::new(io::ErrorKind::NotFound, format!("no {name} in DNS")),
@@ -189,8 +190,8 @@ fn hosts_of(answer: &[u8], question: &[u8]) -> Result<Vec<Host>, String> {
             let length = usize::from(at.u16()?);
             let end = at.at + length;
             if (kind, class) == (TYPE_SRV, CLASS_IN) {
-                let (priority, _weight, port) = (at.u16()?, at.u16()?, at.u16()?);
-                hosts.push(Host { priority, name: at.name()?, port });
+                let (priority, weight, port) = (at.u16()?, at.u16()?, at.u16()?);
+                hosts.push(Host { priority, weight, name: at.name()?, port });
             }
             at.at = end;
         }
@@ -270,10 +271,11 @@ mod tests {
         let mut bytes = question.to_vec();
         bytes[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 2]);
         let domain = u8::try_from(12 + "_ceph-mon._tcp.".len()).unwrap();
-        for (priority, host, port) in [(20u16, "b", 3301u16), (10, "mon-a", 3300)] {
+        for (priority, weight, host, port) in [(20u16, 7u16, "b", 3301u16), (10, 0, "mon-a", 3300)]
+        {
             bytes.extend([0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 60]);
             bytes.extend(u16::try_from(6 + 1 + host.len() + 2).unwrap().to_be_bytes());
-            bytes.extend([priority, 0, port].iter().flat_map(|word| word.to_be_bytes()));
+            bytes.extend([priority, weight, port].iter().flat_map(|word| word.to_be_bytes()));
             bytes.push(u8::try_from(host.len()).unwrap());
             bytes.extend(host.as_bytes());
             bytes.extend([0xc0, domain]);
@@ -284,8 +286,14 @@ mod tests {
     #[test]
     fn an_answer_is_read() {
         let question = question(7, NAME).unwrap();
-        let host = |priority, name: &str, port| Host { priority, name: name.to_owned(), port };
-        let hosts = vec![host(20, "b.example.test", 3301), host(10, "mon-a.example.test", 3300)];
+        let host = |priority, weight, name: &str, port| Host {
+            priority,
+            weight,
+            name: name.to_owned(),
+            port,
+        };
+        let hosts =
+            vec![host(20, 7, "b.example.test", 3301), host(10, 0, "mon-a.example.test", 3300)];
         assert_eq!(hosts_of(&answer(&question), &question), Ok(hosts));
     }
 

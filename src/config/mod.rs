@@ -11,12 +11,13 @@ mod mon_host;
 mod values;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::mon::Candidate;
 use proto::msgr::auth::{ConnectionMode, method};
 use proto::rbd::features::Features;
+use proto::types::EntityAddr;
 use thiserror::Error;
 
 pub use args::{Args, HELP};
@@ -341,18 +342,23 @@ impl Config {
         })
     }
 
-    /// The monitors' addresses, with names looked up. A name that is unknown is an error only if no other is known.
-    pub async fn monitor_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
-        let mut addrs = Vec::new();
+    /// The monitors, with names looked up. A name that is unknown is an error only if no other is known.
+    pub async fn monitors(&self) -> Result<Vec<Candidate>, ConfigError> {
+        let mut found = Vec::new();
         let mut failed = Vec::new();
         let mut last = None;
-        for monitor in &self.named_monitors().await? {
+        for (monitor, priority, weight) in &self.named_monitors().await? {
+            let candidate = |addr| Candidate {
+                addr: EntityAddr::msgr2(addr, 0),
+                priority: *priority,
+                weight: *weight,
+            };
             match monitor {
                 MonHost::Service { .. } => {}
-                MonHost::Addr(addr) => addrs.push(*addr),
+                MonHost::Addr(addr) => found.push(candidate(*addr)),
                 MonHost::Name(name, port) => {
                     match tokio::net::lookup_host((name.as_str(), *port)).await {
-                        Ok(found) => addrs.extend(found),
+                        Ok(addrs) => found.extend(addrs.map(candidate)),
                         Err(error) => {
                             failed.push(name.clone());
                             last = Some(error);
@@ -362,19 +368,20 @@ impl Config {
             }
         }
         match last {
-            Some(source) if addrs.is_empty() => {
+            Some(source) if found.is_empty() => {
                 Err(ConfigError::Lookup { names: failed.join(", "), source })
             }
-            _ => Ok(addrs),
+            _ => Ok(found),
         }
     }
 }
 
 impl Config {
-    /// The monitors by address or name, after DNS was asked where nothing else names them.
-    async fn named_monitors(&self) -> Result<Vec<MonHost>, ConfigError> {
+    /// The monitors by address or name, each with its priority and weight, after DNS was asked where nothing else names
+    /// them.
+    async fn named_monitors(&self) -> Result<Vec<(MonHost, u16, u16)>, ConfigError> {
         let [MonHost::Service { name, place }] = self.monitors.as_slice() else {
-            return Ok(self.monitors.clone());
+            return Ok(self.monitors.iter().map(|monitor| (monitor.clone(), 0, 0)).collect());
         };
         let hosts = dns::hosts(name).await.map_err(|source| ConfigError::NoMonitors {
             place: place.clone(),
@@ -382,7 +389,9 @@ impl Config {
             source,
         })?;
         let v2 = hosts.into_iter().filter(|host| host.port != PORT_V1);
-        let v2: Vec<_> = v2.map(|host| MonHost::Name(host.name, host.port)).collect();
+        let named =
+            |host: dns::Host| (MonHost::Name(host.name, host.port), host.priority, host.weight);
+        let v2: Vec<_> = v2.map(named).collect();
         if v2.is_empty() { Err(ConfigError::OnlyV1Service(name.clone())) } else { Ok(v2) }
     }
 }

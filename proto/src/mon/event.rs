@@ -17,8 +17,8 @@ use crate::types::EntityAddr;
 /// What the monitor client needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the monitors are said to be (`mon_host`): msgr2 addresses. The monitor map, once there, knows better.
-    pub addrs: Vec<EntityAddr>,
+    /// Where the monitors are said to be (`mon_host`, DNS). The monitor map, once there, knows better.
+    pub candidates: Vec<Candidate>,
     /// Who we are.
     pub login: Login,
     /// The modes of connections to services (`ms_client_mode`), preferred first.
@@ -27,6 +27,24 @@ pub struct Config {
     pub hostname: String,
     /// How long the first login may take in all. Once it has worked, hunting never ends.
     pub connect_timeout: Duration,
+}
+
+/// A monitor that can be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its address for messenger v2.
+    pub addr: EntityAddr,
+    /// Those of the lowest value are tried first (RFC 2782, and the monitor map).
+    pub priority: u16,
+    /// How likely it goes before others of its priority, in proportion. Where all have none, each is as likely.
+    pub weight: u16,
+}
+
+impl Candidate {
+    /// One that is neither preferred nor avoided.
+    pub fn new(addr: EntityAddr) -> Self {
+        Self { addr, priority: 0, weight: 0 }
+    }
 }
 
 /// One connection to a monitor, past or present.

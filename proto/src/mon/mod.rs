@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use event::{Action, Config, ConnId, ConnectError, Event, Loss};
+pub use event::{Action, Candidate, Config, ConnId, ConnectError, Event, Loss};
 pub use request::Request;
 
 use crate::cephx::{Key, KeyType, LoggedIn, Tickets};
@@ -411,24 +411,42 @@ impl Mon {
     }
 
     fn start_round(&mut self, now: Instant) {
-        let mut untried = match &self.map {
-            Some(map) => by_priority(map),
-            None => self.config.addrs.iter().map(|addr| (0, *addr)).collect(),
+        let candidates = match &self.map {
+            Some(map) => candidates(map),
+            None => self.config.candidates.clone(),
         };
-        for i in (1..untried.len()).rev() {
-            let mut drawn = [0; 8];
-            self.entropy.fill(&mut drawn);
-            untried.swap(i, (u64::from_le_bytes(drawn) % (i as u64 + 1)) as usize);
-        }
         // The last one is taken first.
-        untried.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
-        let untried: Vec<_> = untried.into_iter().map(|(_, addr)| addr).collect();
+        let mut untried = self.draw_order(candidates);
+        untried.reverse();
         if untried.is_empty() {
             return self.fail(ConnectError::NoAddress);
         }
         let (dialling, ends) = (BTreeMap::new(), now + self.hunt);
         self.state = State::Hunting(Hunt { untried, dialling, ends, refused: None });
         self.dial(now);
+    }
+
+    /// By priority, and among equals by lot (`MonClient::_add_conns`).
+    fn draw_order(&mut self, mut rest: Vec<Candidate>) -> Vec<EntityAddr> {
+        let mut order = Vec::with_capacity(rest.len());
+        while let Some(lowest) = rest.iter().map(|candidate| candidate.priority).min() {
+            let equals = || rest.iter().enumerate().filter(|(_, one)| one.priority == lowest);
+            let no_weights = equals().all(|(_, candidate)| candidate.weight == 0);
+            let share = |one: &Candidate| if no_weights { 1 } else { u64::from(one.weight) };
+            let total: u64 = equals().map(|(_, candidate)| share(candidate)).sum();
+            let mut drawn = [0; 8];
+            self.entropy.fill(&mut drawn);
+            let mut drawn = u64::from_le_bytes(drawn) % total.max(1);
+            let found = equals().find(|(_, candidate)| {
+                let share = share(candidate);
+                let is_it = drawn < share;
+                drawn = drawn.saturating_sub(share);
+                is_it
+            });
+            let Some((index, _)) = found else { break };
+            order.push(rest.swap_remove(index).addr);
+        }
+        order
     }
 
     /// Keeps a few monitors dialled while there are untried ones.
@@ -578,8 +596,8 @@ impl Mon {
                 self.tickets.refused(*service);
             }
         }
-        let addrs = by_priority(&map);
-        let gone = !addrs.is_empty() && !addrs.iter().any(|(_, known)| known.addr == addr.addr);
+        let known = candidates(&map);
+        let gone = !known.is_empty() && !known.iter().any(|known| known.addr.addr == addr.addr);
         self.map = Some(map.clone());
         self.actions.push_back(Action::Event(Event::MonMap(map)));
         if gone {
@@ -623,8 +641,12 @@ impl Mon {
     }
 }
 
-fn by_priority(map: &MonMap) -> Vec<(u16, EntityAddr)> {
-    map.mons.iter().filter_map(|mon| Some((mon.priority, mon.addrs.msgr2()?))).collect()
+fn candidates(map: &MonMap) -> Vec<Candidate> {
+    let candidate = |mon: &crate::monmap::Mon| {
+        let addr = mon.addrs.msgr2()?;
+        Some(Candidate { addr, priority: mon.priority, weight: mon.weight })
+    };
+    map.mons.iter().filter_map(candidate).collect()
 }
 
 /// A map has come: a subscription to it goes on after it, or is done.

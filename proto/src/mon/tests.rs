@@ -44,7 +44,7 @@ impl Lab {
         let keyring = Keyring::parse(&text).unwrap();
         let server = KeyServer::new(keyring, policy, 4100, now(0), Box::new(Seeded(5)));
         let config = Config {
-            addrs: (1..=mons).map(addr).collect(),
+            candidates: (1..=mons).map(addr).map(Candidate::new).collect(),
             login: Login {
                 entity: Entity::client("a"),
                 key: Some(key),
@@ -201,6 +201,26 @@ fn the_order_is_drawn() {
     drawn.sort();
     drawn.dedup();
     assert_eq!(drawn.len(), 9);
+}
+
+#[test]
+fn priority_goes_before_weight_and_weight_before_none() {
+    let first = |seed: u64| {
+        let mut config = Lab::new(4).mon.config;
+        for (candidate, (priority, weight)) in
+            config.candidates.iter_mut().zip([(20, 100), (10, 0), (10, 30), (10, 10)])
+        {
+            (candidate.priority, candidate.weight) = (priority, weight);
+        }
+        let mut mon = Mon::new(at(0), config, Box::new(Seeded(seed)));
+        let Some(Action::Dial { addr: dialled, .. }) = mon.poll_action() else { panic!() };
+        (1..=4).position(|port| addr(port) == dialled).unwrap()
+    };
+    let mut times = [0; 4];
+    (1..=400).for_each(|seed| times[first(seed)] += 1);
+    let [preferred_not, weightless, heavy, light] = times;
+    assert_eq!((preferred_not, weightless), (0, 0));
+    assert!((250..350).contains(&heavy) && light == 400 - heavy, "{times:?}");
 }
 
 #[test]
