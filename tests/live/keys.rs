@@ -5,9 +5,9 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::full;
 use crate::load::under_load;
 use crate::support::{Auth, Ceph, Options, Release, Serve, Store};
+use crate::{full, releases};
 
 /// Tickets for services are good for seconds, the monitors' own for some more; everybody looks after theirs often.
 const SHORT_LIVED: &str = "auth service ticket ttl = 6
@@ -51,8 +51,7 @@ const LOGGED_IN: &str = "logged in";
 
 #[test]
 fn tickets_are_renewed_while_nobody_waits() {
-    let releases = if full() { &Release::ALL[..] } else { &Release::ALL[..1] };
-    for release in releases {
+    for release in releases() {
         let ceph = cluster(*release, Auth::Cephx);
         let keyring = ceph.create_client("client.writer", WRITER);
         let log = under_load(&ceph, &as_writer(&keyring), |serve| {

@@ -34,7 +34,7 @@ mod watch;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use support::{Ceph, Options, Store, run};
+use support::{Ceph, Options, Release, Store, run};
 
 /// A cluster of one memstore OSD, shared by all tests that don't break it.
 fn one_osd() -> &'static Ceph {
@@ -52,6 +52,11 @@ fn three_osds() -> &'static Ceph {
 /// Whether the long runs were asked for (`tests/run --full`).
 fn full() -> bool {
     std::env::var_os("CEPH_NATIVE_FULL").is_some()
+}
+
+/// What a test runs on: Ceph 16, or every release if the long runs were asked for.
+fn releases() -> &'static [Release] {
+    if full() { &Release::ALL } else { &[Release::Pacific] }
 }
 
 fn sha256(file: &Path) -> String {

@@ -7,14 +7,13 @@ use std::io::Write as _;
 use std::time::Instant;
 
 use crate::data::{librbd_reads_what_was_written_through_nbd, we_read_what_librbd_wrote};
-use crate::full;
+use crate::releases;
 use crate::support::{Ceph, Mode, Options, Release, Store};
 
 #[test]
 fn data_is_the_same_for_both_sides_on_every_release() {
-    let releases = if full() { &Release::ALL[..] } else { &Release::ALL[..1] };
     say("| Ceph | connections | replicated, 3 | erasure-coded, 2+1 |\n|---|---|---|---|");
-    for release in releases {
+    for release in releases() {
         for mode in [Mode::Crc, Mode::Secure] {
             row(*release, mode);
         }

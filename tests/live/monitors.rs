@@ -4,8 +4,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::load::under_load;
-use crate::run;
-use crate::support::{Ceph, Options, Serve, Store};
+use crate::support::{Ceph, Options, Release, Serve, Store};
+use crate::{releases, run};
 
 #[track_caller]
 fn wait_for(what: &str, serve: &Serve, condition: impl Fn() -> bool) {
@@ -27,8 +27,14 @@ fn client_of(ceph: &Ceph, image: &str) -> String {
 
 #[test]
 fn io_goes_on_without_a_quorum() {
-    let options = Options { osds: 3, mons: 3, store: Store::Bluestore, ..Options::default() };
-    let ceph = Ceph::start(options);
+    for &release in releases() {
+        without_a_quorum(release);
+    }
+}
+
+fn without_a_quorum(release: Release) {
+    let store = Store::Bluestore;
+    let ceph = Ceph::start(Options { release, osds: 3, mons: 3, store, ..Options::default() });
     ceph.rbd(&["create", "--size", "4M", "--image-feature", "layering", "other"]);
     under_load(&ceph, &["rbd/other"], |serve| {
         let before = client_of(&ceph, "other");
@@ -54,8 +60,14 @@ fn io_goes_on_without_a_quorum() {
 
 #[test]
 fn monitors_are_added_removed_and_moved_under_load() {
-    let options = Options { osds: 3, store: Store::Bluestore, ..Options::default() };
-    let ceph = Ceph::start(options);
+    for &release in releases() {
+        other_monitors(release);
+    }
+}
+
+fn other_monitors(release: Release) {
+    let store = Store::Bluestore;
+    let ceph = Ceph::start(Options { release, osds: 3, store, ..Options::default() });
     let [_, b, c, moved_a, moved_b] = [0, 1, 2, 8, 9].map(|i| ceph.mon_addr(i));
     under_load(&ceph, &[], |serve| {
         let logged_in = |addr: &str| serve.log().contains(&format!("addr=v2:{addr}/0"));

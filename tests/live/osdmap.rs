@@ -13,7 +13,7 @@ use proto::osdmap::{Incremental, OsdMap, hash_kind, pool_flag};
 use proto::types::{Epoch, PoolId};
 use serde_json::Value;
 
-use crate::full;
+use crate::releases;
 use crate::support::{Ceph, Options, Release};
 
 /// Commands for all releases, one a line, for `ceph` to read. Some need what others have made.
@@ -131,8 +131,7 @@ osd pool stretch set odd 2 2 rack racks 2 1
 
 #[test]
 fn live_maps_read_as_their_own_tools_read_them() {
-    let releases = if full() { &Release::ALL[..] } else { &Release::ALL[..1] };
-    for release in releases {
+    for release in releases() {
         let options = Options {
             release: *release,
             osds: 4,

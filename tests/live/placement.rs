@@ -6,14 +6,13 @@ use ceph_native::config::{Args, Process};
 use ceph_native::{Cluster, Config};
 use serde_json::Value;
 
-use crate::full;
 use crate::load::under_load;
 use crate::support::{Ceph, Options, Release, Store};
+use crate::{full, releases};
 
 #[test]
 fn osd_map_says_what_ceph_osd_map_says() {
-    let releases = if full() { &Release::ALL[..] } else { &Release::ALL[..1] };
-    for release in releases {
+    for release in releases() {
         let options =
             Options { release: *release, osds: 4, store: Store::Bluestore, ..Options::default() };
         let ceph = Ceph::start(options);
@@ -67,8 +66,7 @@ fn told_alike_of(ceph: &Ceph, args: &[&str]) {
 
 #[test]
 fn placement_groups_split_merge_and_move_under_load() {
-    let releases = if full() { &Release::ALL[..] } else { &Release::ALL[..1] };
-    for release in releases {
+    for release in releases() {
         let options =
             Options { release: *release, osds: 4, store: Store::Bluestore, ..Options::default() };
         let ceph = Ceph::start(options);

@@ -272,10 +272,8 @@ fn the_watch_outlives_its_osd() {
     ceph.kill_osd(0);
     wait_for("the loss is noticed", 60, || serve.log().contains("lost the watch"));
     ceph.start_osd(0);
-    wait_for("the OSD is back", 60, || {
-        ceph.run("ceph", &["osd", "stat", "--format", "json"]).json()["num_up_osds"] == 1
-    });
-    wait_for("the watch is back", 60, || serve.log().contains("watching the image again"));
+    // With nobody to report it, the monitors never knew that it was down. On a busy machine it starts slowly.
+    wait_for("the watch is back", 200, || serve.log().contains("watching the image again"));
     wait_for("no other is left", 60, || ceph.watchers("image") == 1);
     still_told(&ceph, &serve, 16);
 }

@@ -8,13 +8,21 @@ use std::time::{Duration, Instant};
 use nbd::device::Errno;
 
 use super::{export, wait_until};
-use crate::support::{Ceph, Ledger, Options, Store};
+use crate::releases;
+use crate::support::{Ceph, Ledger, Options, Release, Store};
 
 const SIZE: u64 = 16 << 20;
 
 #[test]
 fn after_fencing_everything_fails_at_once_and_nothing_is_applied() {
-    let ceph = Ceph::start(Options { osds: 3, store: Store::Memstore, ..Options::default() });
+    for &release in releases() {
+        fenced(release);
+    }
+}
+
+fn fenced(release: Release) {
+    let store = Store::Memstore;
+    let ceph = Ceph::start(Options { release, osds: 3, store, ..Options::default() });
     ceph.rbd(&["create", "--size", "16M", "--image-feature", "layering", "image"]);
     let socket = ceph.dir().join("fenced.asok");
     let socket = socket.to_str().unwrap();

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use nbd::device::Errno;
 
 use super::{export, wait_until};
-use crate::run;
-use crate::support::{Ceph, Ledger, Options, Serve};
+use crate::support::{Ceph, Ledger, Options, Release, Serve};
+use crate::{releases, run};
 
 /// A cluster whose OSD takes so few bytes of its 4 GiB that one of two images fills it.
-fn small() -> Ceph {
-    let ceph = Ceph::start(Options::default());
+fn small(release: Release) -> Ceph {
+    let ceph = Ceph::start(Options { release, ..Options::default() });
     for (ratio, value) in [("nearfull", "0.02"), ("backfillfull", "0.025"), ("full", "0.03")] {
         ceph.ceph(&["osd", &format!("set-{ratio}-ratio"), value]);
     }
@@ -48,10 +48,15 @@ fn qemu_io(serve: &Serve, what: &str) {
 
 #[test]
 fn writes_wait_for_space_and_reads_do_not() {
-    let ceph = small();
+    for &release in releases() {
+        writes_wait(&small(release));
+    }
+}
+
+fn writes_wait(ceph: &Ceph) {
     let serve = ceph.serve(&["rbd/image"]);
     qemu_io(&serve, "write -P 7 0 1M");
-    fill(&ceph);
+    fill(ceph);
     let over = AtomicBool::new(false);
     scope(|scope| {
         let writer = scope.spawn(|| {
@@ -63,18 +68,23 @@ fn writes_wait_for_space_and_reads_do_not() {
         qemu_io(&serve, "read -P 7 0 1M");
         sleep(Duration::from_secs(2));
         assert!(!over.load(Ordering::Relaxed), "it was written to a full cluster\n{}", serve.log());
-        make_room(&ceph);
+        make_room(ceph);
         writer.join().unwrap();
     });
     qemu_io(&serve, "read -P 8 1M 1M");
-    assert!(!is_full(&ceph));
+    assert!(!is_full(ceph));
 }
 
 #[test]
 fn writes_fail_for_want_of_space_where_that_is_wanted() {
-    let ceph = small();
+    for &release in releases() {
+        writes_fail(&small(release));
+    }
+}
+
+fn writes_fail(ceph: &Ceph) {
     let serve = ceph.serve(&["rbd/image", "--abort-on-full"]);
-    fill(&ceph);
+    fill(ceph);
     let mut ledger = Ledger::new(32 << 20);
     let until = Instant::now() + Duration::from_secs(6);
     let worked = ledger.work(&serve.socket, "rbd/image", || Instant::now() > until);
@@ -82,13 +92,13 @@ fn writes_fail_for_want_of_space_where_that_is_wanted() {
     assert!(worked.errors.iter().all(|(_, errno)| *errno == Errno::ENOSPC));
     assert!(worked.done > 0, "reads go on");
     assert!(serve.log().contains("is full"), "{}", serve.log());
-    make_room(&ceph);
-    wait_until("there is space", || !is_full(&ceph));
+    make_room(ceph);
+    wait_until("there is space", || !is_full(ceph));
     // The map that says so may take a moment to reach us.
     let until = Instant::now() + Duration::from_secs(6);
     let worked = ledger.work(&serve.socket, "rbd/image", || Instant::now() > until);
     let late = until - Duration::from_secs(3);
     assert!(worked.errors.iter().all(|(when, _)| *when < late), "{} errors", worked.errors.len());
     assert!(worked.done > 100);
-    ledger.check(&mut export(&ceph, "image").as_slice());
+    ledger.check(&mut export(ceph, "image").as_slice());
 }

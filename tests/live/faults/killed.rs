@@ -4,13 +4,19 @@ use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use super::export;
-use crate::full;
-use crate::support::{Ceph, Ledger, Options, Store};
+use crate::support::{Ceph, Ledger, Options, Release, Store};
+use crate::{full, releases};
 
 #[test]
 fn what_was_acknowledged_outlives_our_process_whenever_it_is_killed() {
-    let rounds = if full() { 200 } else { 15 };
-    let ceph = Ceph::start(Options { osds: 3, store: Store::Memstore, ..Options::default() });
+    for &release in releases() {
+        killed(release, if full() { 200 } else { 15 });
+    }
+}
+
+fn killed(release: Release, rounds: u64) {
+    let store = Store::Memstore;
+    let ceph = Ceph::start(Options { release, osds: 3, store, ..Options::default() });
     ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "image"]);
     let mut ledger = Ledger::new(8 << 20);
     let mut done = 0;

@@ -6,16 +6,23 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use super::export;
-use crate::full;
-use crate::support::{Ceph, Ledger, Netns, Options, Serve, Store};
+use crate::support::{Ceph, Ledger, Netns, Options, Release, Serve, Store};
+use crate::{full, releases};
 
 /// How long it may take to go on after a network is whole again: the keepalive's 10 s, and 5.
 const RECOVERY: Duration = Duration::from_secs(15);
 
 #[test]
 fn io_goes_on_soon_after_the_network_does() {
+    for &release in releases() {
+        broken_networks(release);
+    }
+}
+
+fn broken_networks(release: Release) {
     let netns = Netns::new();
     let ceph = Ceph::start(Options {
+        release,
         osds: 2,
         store: Store::Memstore,
         ip: Some(netns.host),
