@@ -1,9 +1,12 @@
 //! File systems on devices of this host: checked, mounted, grown.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -19,6 +22,44 @@ pub const MOUNT_VERB: &str = "do-mount";
 
 /// The same for the other direction.
 pub const UNMOUNT_VERB: &str = "do-unmount";
+
+/// What the root folder of a volume becomes when it is mounted; as a word, `UID:GID:MODE`, each of which may be empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// Its owner.
+    uid: Option<u32>,
+    /// Its group.
+    gid: Option<u32>,
+    /// Its permissions.
+    mode: Option<u32>,
+}
+
+impl Root {
+    /// That of a new volume with these options.
+    pub(crate) fn of(options: &VolumeOptions) -> Self {
+        Self { uid: options.uid, gid: options.gid, mode: options.mode }
+    }
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |number: Option<u32>| number.map_or(String::new(), |number| number.to_string());
+        write!(f, "{}:{}:{}", text(self.uid), text(self.gid), text(self.mode))
+    }
+}
+
+impl FromStr for Root {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        let mut words = text.splitn(3, ':');
+        let mut number = || match words.next() {
+            None | Some("") => Ok(None),
+            Some(word) => word.parse().map(Some),
+        };
+        Ok(Self { uid: number()?, gid: number()?, mode: number()? })
+    }
+}
 
 /// Repairs what a crash leaves, if that can be done without asking.
 ///
@@ -78,7 +119,7 @@ pub(crate) fn mount_options(fstype: FsType, options: &VolumeOptions) -> String {
     all.join(",")
 }
 
-/// Mounts, in a process of its own.
+/// Mounts, and makes the root folder what it is to be, in a process of its own: each of that can wait for the cluster.
 ///
 /// # Errors
 /// What the kernel says.
@@ -87,12 +128,13 @@ pub(crate) async fn mount_apart(
     target: &Path,
     fstype: FsType,
     options: &str,
+    root: &Root,
     limit: Duration,
 ) -> Result<()> {
     fs::create_dir_all(target).map_err(|error| failed(target, error))?;
-    let target = target.display().to_string();
+    let (target, root) = (target.display().to_string(), root.to_string());
     let own = own_program()?;
-    must(&[&own, MOUNT_VERB, device, &target, fstype.name(), options], limit).await.map(drop)
+    must(&[&own, MOUNT_VERB, device, &target, fstype.name(), options, &root], limit).await.map(drop)
 }
 
 /// Unmounts, in a process of its own. That nothing is mounted is no error.
@@ -121,14 +163,24 @@ fn own_program() -> Result<String> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn do_mount(device: &str, target: &Path, fstype: &str, options: &str) -> Result<()> {
+pub fn do_mount(
+    device: &str,
+    target: &Path,
+    fstype: &str,
+    options: &str,
+    root: &Root,
+) -> Result<()> {
     let (flags, data) = flags(options);
     let data = std::ffi::CString::new(data)
         .map_err(|error| Error::new(Kind::Invalid, options).with_source(error))?;
     mount(device, target, fstype, flags, data.as_c_str()).map_err(|errno| {
         let what = format!("mounting {device} ({fstype}, {options}) on {}", target.display());
         Error::new(Kind::from_errno(errno.raw_os_error()), what).with_source(io::Error::from(errno))
-    })
+    })?;
+    if flags.contains(MountFlags::RDONLY) {
+        return Ok(());
+    }
+    prepare_root(target, root)
 }
 
 /// What [`UNMOUNT_VERB`] does.
@@ -172,6 +224,52 @@ pub(crate) fn mounted(target: &Path) -> Option<String> {
     mount_source(&text, target)
 }
 
+/// For each of these mount points of ours, whether what is mounted there can be seen anywhere else: under another path, in
+/// this mount namespace or that of any process. A copy of our own mount, as every namespace that was split off this
+/// one has it, does not count.
+pub(crate) fn seen_elsewhere(points: &[PathBuf]) -> Vec<bool> {
+    let own = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let devices: Vec<_> = points.iter().map(|point| mount_device(&own, point)).collect();
+    let mut seen = vec![false; points.len()];
+    let mut namespaces = HashSet::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_none_or(|name| name.parse::<u32>().is_err()) {
+            continue;
+        }
+        let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
+        if namespaces.contains(&namespace) {
+            continue;
+        }
+        // The process may end, and others of its namespace not: then they are asked.
+        let Ok(text) = fs::read_to_string(entry.path().join("mountinfo")) else { continue };
+        namespaces.insert(namespace);
+        for ((point, device), seen) in points.iter().zip(&devices).zip(&mut seen) {
+            // Of what is not mounted any more nothing is said.
+            let elsewhere = |device: &String| is_mounted_elsewhere(&text, device, point);
+            *seen |= device.as_ref().is_none_or(elsewhere);
+        }
+    }
+    seen
+}
+
+/// In a `mountinfo`, the number of the device of the last mount on a folder.
+fn mount_device(text: &str, target: &Path) -> Option<String> {
+    text.lines().rev().find_map(|line| {
+        let words: Vec<_> = line.splitn(6, ' ').collect();
+        let at = Path::new(&unescape(words.get(4)?)) == target;
+        at.then(|| words.get(2).map(|device| (*device).to_owned()))?
+    })
+}
+
+/// In a `mountinfo`, whether a device is mounted under another path.
+fn is_mounted_elsewhere(text: &str, device: &str, target: &Path) -> bool {
+    text.lines().any(|line| {
+        let words: Vec<_> = line.splitn(6, ' ').collect();
+        let elsewhere = |point: &&str| Path::new(&unescape(point)) != target;
+        words.get(2) == Some(&device) && words.get(4).is_some_and(elsewhere)
+    })
+}
+
 /// In a `mountinfo`, the source of the last mount on a folder.
 fn mount_source(text: &str, target: &Path) -> Option<String> {
     text.lines().rev().find_map(|line| {
@@ -206,26 +304,19 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Makes the root folder of a new volume what it is to be. Docker copies an image's files only into a folder that is
-/// empty, and databases insist on one.
-///
-/// # Errors
-/// Whatever keeps it from being changed.
-pub(crate) fn prepare_root(root: &Path, options: &VolumeOptions) -> Result<()> {
-    if let Some(mode) = options.mode {
+/// Makes the root folder of a volume what it is to be. Docker copies an image's files only into a folder that is empty,
+/// and databases insist on one: the folder that `mkfs.ext4` and `e2fsck` put into every root goes, if it is empty.
+fn prepare_root(path: &Path, root: &Root) -> Result<()> {
+    let _ = fs::remove_dir(path.join("lost+found"));
+    if let Some(mode) = root.mode {
         let mode = fs::Permissions::from_mode(mode);
-        fs::set_permissions(root, mode).map_err(|error| failed(root, error))?;
+        fs::set_permissions(path, mode).map_err(|error| failed(path, error))?;
     }
-    if options.uid.is_some() || options.gid.is_some() {
-        let owned = std::os::unix::fs::chown(root, options.uid, options.gid);
-        owned.map_err(|error| failed(root, error))?;
+    if root.uid.is_some() || root.gid.is_some() {
+        let owned = std::os::unix::fs::chown(path, root.uid, root.gid);
+        owned.map_err(|error| failed(path, error))?;
     }
     Ok(())
-}
-
-/// Takes away the folder that `mkfs.ext4` and `e2fsck` put into every root, if it is empty.
-pub(crate) fn remove_lost_and_found(root: &Path) {
-    let _ = fs::remove_dir(root.join("lost+found"));
 }
 
 /// Has a file system that is not mounted fill its device, if that is how it grows best: says whether it has.
@@ -287,6 +378,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_root_folder_becomes_fits_into_a_word() {
+        let options = [("uid", "1001"), ("mode", "0750")];
+        for root in [Root::default(), Root::of(&VolumeOptions::parse(options).unwrap())] {
+            assert_eq!(root.to_string().parse(), Ok(root));
+        }
+        assert_eq!(Root::of(&VolumeOptions::parse(options).unwrap()).to_string(), "1001::488");
+    }
+
+    #[test]
     fn what_is_mounted_where() {
         let text = "\
 22 28 0:21 / /sys rw,nosuid shared:7 - sysfs sysfs rw
@@ -297,5 +397,12 @@ mod tests {
         assert_eq!(source("/mnt/a b").as_deref(), Some("/dev/loop2"));
         assert_eq!(source("/sys").as_deref(), Some("sysfs"));
         assert_eq!(source("/mnt"), None);
+
+        let device = |target| mount_device(text, Path::new(target));
+        assert_eq!(device("/mnt/a b").as_deref(), Some("98:1"));
+        assert_eq!(device("/mnt"), None);
+        assert!(!is_mounted_elsewhere(text, "98:1", Path::new("/mnt/a b")));
+        assert!(!is_mounted_elsewhere(text, "98:7", Path::new("/mnt")));
+        assert!(is_mounted_elsewhere(text, "98:1", Path::new("/mnt/b")));
     }
 }

@@ -36,6 +36,7 @@ struct File {
     fence: Fence,
     answer_ms: Option<u64>,
     work_seconds: Option<u64>,
+    lost_seconds: Option<u64>,
     ceph: BTreeMap<String, String>,
     volumes: BTreeMap<String, toml::Value>,
 }
@@ -59,6 +60,8 @@ pub struct Settings {
     pub answer: Duration,
     /// How long anything may take.
     pub work: Duration,
+    /// After what time a use that no container has is over without a word of Docker's.
+    pub lost: Duration,
     /// Options for Ceph: where the cluster is, and who we are.
     pub ceph: Args,
     /// What volumes are like if nothing else is said.
@@ -113,6 +116,7 @@ impl Settings {
             fence: file.fence,
             answer: Duration::from_millis(file.answer_ms.unwrap_or(700).clamp(50, 10_000)),
             work: Duration::from_secs(file.work_seconds.unwrap_or(60).clamp(1, 600)),
+            lost: Duration::from_secs(file.lost_seconds.unwrap_or(600).max(1)),
             ceph: ceph_args(file.ceph)?,
             volumes,
         })

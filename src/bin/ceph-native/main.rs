@@ -54,7 +54,13 @@ enum Command {
     },
     /// For the plugin's own use.
     #[command(name = filesystem::MOUNT_VERB, hide = true)]
-    DoMount { device: String, target: PathBuf, fstype: String, options: String },
+    DoMount {
+        device: String,
+        target: PathBuf,
+        fstype: String,
+        options: String,
+        root: filesystem::Root,
+    },
     /// For the plugin's own use.
     #[command(name = filesystem::UNMOUNT_VERB, hide = true)]
     DoUnmount { target: PathBuf },
@@ -81,8 +87,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     // These are run by the plugin, which has read the settings.
     match &cli.command {
-        Command::DoMount { device, target, fstype, options } => {
-            return filesystem::do_mount(device, target, fstype, options);
+        Command::DoMount { device, target, fstype, options, root } => {
+            return filesystem::do_mount(device, target, fstype, options, root);
         }
         Command::DoUnmount { target } => return filesystem::do_unmount(target),
         _ => {}

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::msg::watch::Watcher;
@@ -85,18 +84,21 @@ impl Volumes {
         }
         let (fstype, limit) = (found.description.fstype, self.settings.work);
         let options = fs::mount_options(fstype, &found.description.options);
-        let root = attached.mountpoint.clone();
-        fs::mount_apart(&device, &root, fstype, &options, limit).await?;
+        let mountpoint = attached.mountpoint.clone();
+        // What its users make of the root folder stays.
+        let root = match found.description.state {
+            State::New => fs::Root::of(&found.description.options),
+            State::Formatting | State::Ready => fs::Root::default(),
+        };
+        fs::mount_apart(&device, &mountpoint, fstype, &options, &root, limit).await?;
         if attached.read_only {
             return Ok(());
         }
-        fs::remove_lost_and_found(&root);
         if found.description.state == State::New {
-            fs::prepare_root(&root, &found.description.options)?;
             found.description.state = State::Ready;
             self.store.describe(&found).await?;
         }
-        if let Err(error) = self.fill_device(&mut found, &device, &root).await {
+        if let Err(error) = self.fill_device(&mut found, &device, &mountpoint).await {
             tracing::warn!(volume = found.name, %error, "its file system cannot grow");
         }
         Ok(())
@@ -176,9 +178,13 @@ impl Volumes {
                 }
                 Ok::<_, Error>(())
             };
-            if tokio::time::timeout(TIDY, given_back).await.is_err() {
-                // The next to mount it finds that no client of this host has it open.
-                tracing::warn!(volume = attached.name, "its lock could not be given back");
+            // If it isn't, the next to mount it finds that no client of this host has it open.
+            match tokio::time::timeout(TIDY, given_back).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(volume = attached.name, %error, "its lock is not given back");
+                }
+                Err(_) => tracing::warn!(volume = attached.name, "its lock is not given back yet"),
             }
         }
         self.journal.detach(&attached.name)
@@ -257,24 +263,6 @@ impl Volumes {
                 Some(watcher) if begun.elapsed() > LOOKING => return Err(in_use(watcher)),
                 Some(_) => tokio::time::sleep(PAUSE).await,
             }
-        }
-    }
-
-    /// Cleans up what a crash or a reboot has left: what is not mounted any more is nobody's.
-    pub(super) async fn recover(self: &Arc<Self>) {
-        for attached in self.journal.all_attached() {
-            let (this, name) = (Arc::clone(self), attached.name.clone());
-            let recovered = async move {
-                match this.journal.attached(&name) {
-                    Some(attached) if !this.is_live(&attached) || attached.users.is_empty() => {
-                        tracing::warn!(volume = name, "mounted before, and no more: cleaning up");
-                        this.tear_down(&attached).await
-                    }
-                    _ => Ok(()),
-                }
-            };
-            // What fails is told there, and is tried again by whoever mounts it next.
-            let _ = self.work(&attached.name, "recovering", recovered).await;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod create;
+mod recover;
 mod status;
 mod verbs;
 
@@ -30,7 +31,26 @@ pub struct Volumes {
     host_id: String,
     boot: String,
     /// Who is at work on a volume holds its lock.
-    busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    busy: Locks,
+    /// Who asks the cluster about a volume does; the one of the empty name is for all of them.
+    asking: Locks,
+}
+
+/// A lock for each name.
+#[derive(Debug, Default)]
+struct Locks(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Locks {
+    fn of(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only those that somebody holds or waits for need to be kept.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(name.to_owned()).or_default())
+    }
+
+    fn all(&self) -> Vec<Arc<tokio::sync::Mutex<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
 }
 
 impl Volumes {
@@ -49,14 +69,15 @@ impl Volumes {
             mapper,
             host_id,
             boot: journal::boot(),
-            busy: Mutex::default(),
+            busy: Locks::default(),
+            asking: Locks::default(),
             settings,
         }))
     }
 
     /// Cleans up after a crash or a reboot, and keeps up the connection to the cluster, for ever.
     pub async fn run(self: &Arc<Self>) {
-        tokio::join!(self.store.stay_connected(), self.recover());
+        tokio::join!(self.store.stay_connected(), self.stay_tidy());
     }
 
     /// Makes a volume. One that is there, and as it was asked for, is success.
@@ -113,12 +134,7 @@ impl Volumes {
         doing: &'static str,
         job: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let lock = {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            // Only those that somebody waits for need to be kept.
-            busy.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(busy.entry(name.to_owned()).or_default())
-        };
+        let lock = self.busy.of(name);
         let (deadline, limit) = (Instant::now() + self.settings.work, self.settings.work.as_secs());
         let task = tokio::spawn(async move {
             let late = |what: &str| Err(Error::new(Kind::TimedOut, format!("{what} {limit} s")));
@@ -150,11 +166,7 @@ impl Volumes {
 
     /// Returns when nothing is at work on any volume.
     pub async fn idle(&self) {
-        let busy: Vec<_> = {
-            let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            busy.values().cloned().collect()
-        };
-        for lock in busy {
+        for lock in self.busy.all() {
             drop(lock.lock().await);
         }
     }

@@ -44,19 +44,18 @@ impl Volumes {
     /// All volumes, with where they are mounted here; whether the cluster said so, or the journal.
     pub async fn list(self: &Arc<Self>) -> (Vec<Volume>, bool) {
         let this = Arc::clone(self);
-        // It goes on when the time is over, so that the journal knows next time.
-        let asked = tokio::spawn(async move {
+        let asked = self.ask("", async move {
             let found = this.store.list().await?;
             this.journal.learn_all(&found)?;
-            Ok::<_, Error>(found)
+            Ok(found)
         });
-        let fresh = match timeout(self.settings.answer, asked).await {
-            Ok(Ok(Ok(found))) => Some(found),
-            Ok(Ok(Err(error))) => {
+        let fresh = match asked.await {
+            Some(Ok(found)) => Some(found),
+            Some(Err(error)) => {
                 tracing::warn!(%error, "volumes cannot be listed: answered from the journal");
                 None
             }
-            Ok(Err(_)) | Err(_) => None,
+            None => None,
         };
         let stale = fresh.is_none();
         let found = fresh.unwrap_or_else(|| self.journal.all_known());
@@ -75,20 +74,19 @@ impl Volumes {
     /// [`Kind::NotFound`]; [`Kind::TimedOut`] if neither the cluster nor the journal knows.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<Volume> {
         let (this, owned) = (Arc::clone(self), name.to_owned());
-        let asked = tokio::spawn(async move {
-            let found = this.find(&owned).await?;
-            match found {
+        let asked = self.ask(name, async move {
+            match this.find(&owned).await? {
                 Some(found) => this.describe(&found).await.map(Some),
                 None => Ok(None),
             }
         });
-        match timeout(self.settings.answer, asked).await {
-            Ok(Ok(Ok(Some(volume)))) => return Ok(volume),
-            Ok(Ok(Ok(None))) => {
+        match asked.await {
+            Some(Ok(Some(volume))) => return Ok(volume),
+            Some(Ok(None)) => {
                 return Err(Error::new(Kind::NotFound, format!("there is no volume {name}")));
             }
-            Ok(Ok(Err(error))) => tracing::warn!(volume = name, %error, "the cluster says little"),
-            Ok(Err(_)) | Err(_) => {}
+            Some(Err(error)) => tracing::warn!(volume = name, %error, "the cluster says little"),
+            None => {}
         }
         match self.journal.known(name) {
             Some(found) => Ok(self.brief(&found, true)),
@@ -97,6 +95,24 @@ impl Volumes {
                 Err(Error::new(Kind::TimedOut, what).with_hint(self.state_of_cluster()))
             }
         }
+    }
+
+    /// Asks the cluster for as long as an answer may take. The question goes on then, so that the journal knows next
+    /// time, and nobody asks the same meanwhile: however often Docker does, a cluster that is away has one to answer.
+    async fn ask<T: Send + 'static>(
+        &self,
+        about: &str,
+        question: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Option<Result<T>> {
+        let asked = async {
+            let alone = self.asking.of(about).lock_owned().await;
+            let asked = tokio::spawn(async move {
+                let _alone = alone;
+                question.await
+            });
+            asked.await.ok()
+        };
+        timeout(self.settings.answer, asked).await.ok().flatten()
     }
 
     /// What is mounted here.
