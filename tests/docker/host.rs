@@ -14,14 +14,24 @@ use crate::support::{Ceph, Ran, run, run_in};
 /// Longer than anything takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Where Docker looks for plugins, whatever its own folders are.
-const PLUGINS: &str = "/run/docker/plugins";
+/// The plugin's name, as Docker knows it.
+pub(crate) const DRIVER: &str = "ceph-native";
+
+/// Gives a host a mount namespace of its own, until this ends. Docker looks for plugins in one folder, whatever its own
+/// folders are, and asks all that it finds there, so that each needs its own; what is mounted in the host's folder, on
+/// the other hand, is seen by all.
+const NAMESPACE: &str = r#"
+mkdir -p "$1/plugins" /run/docker/plugins && mkfifo "$1/never" || exit
+mount --bind "$1" "$1" && mount --make-shared "$1" || exit
+exec unshare -m --propagation unchanged sh -c '
+    mount --make-private /run 2>/dev/null || mount --make-private /
+    mount --bind "$1/plugins" /run/docker/plugins && echo ready && exec cat "$1/never"' - "$1"
+"#;
 
 /// A host. Everything of it goes when it is dropped.
 pub(crate) struct Host {
-    /// The plugin's name, as Docker knows it.
-    pub(crate) driver: String,
     pub(crate) dir: PathBuf,
+    namespace: Child,
     ceph: &'static Ceph,
     plugin: Option<Child>,
     dockerd: Option<Child>,
@@ -34,22 +44,31 @@ impl Host {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = ceph.dir().join(format!("host-{number}-{name}"));
         fs::create_dir_all(&dir).unwrap();
-        fs::create_dir_all(PLUGINS).unwrap();
-        let driver = format!("ceph-native-{}-{number}", std::process::id());
+        let namespace = namespace(&dir);
+        ceph.reap(namespace.id());
         let text = format!(
             "listen = [{:?}]\nstate = {:?}\nhost = {name:?}\n{settings}\n[ceph]\nconf = {:?}\n",
-            socket(&driver),
+            socket(&dir),
             dir.join("state"),
             ceph.conf(),
         );
         fs::write(dir.join("settings.toml"), text).unwrap();
-        let mut host = Self { driver, dir, ceph, plugin: None, dockerd: None };
+        let mut host = Self { dir, namespace, ceph, plugin: None, dockerd: None };
         host.start_plugin();
         host
     }
 
-    /// Starts the plugin, and returns when it takes calls.
+    /// Starts the plugin, and returns when it has found the cluster.
     pub(crate) fn start_plugin(&mut self) {
+        self.start_plugin_alone();
+        // The cluster is asked in the background.
+        eventually("the plugin finds the cluster", || {
+            !self.call("VolumeDriver.Get", &json!({ "Name": "none" })).contains("cannot be told")
+        });
+    }
+
+    /// Starts the plugin, and returns when it takes calls.
+    pub(crate) fn start_plugin_alone(&mut self) {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let child = self
             .own_command()
@@ -61,11 +80,7 @@ impl Host {
             .unwrap();
         self.ceph.reap(child.id());
         self.plugin = Some(child);
-        eventually("the plugin comes up", || UnixStream::connect(socket(&self.driver)).is_ok());
-        // The cluster is asked in the background.
-        eventually("the plugin finds the cluster", || {
-            !self.call("VolumeDriver.Get", &json!({ "Name": "none" })).contains("cannot be told")
-        });
+        eventually("the plugin comes up", || UnixStream::connect(socket(&self.dir)).is_ok());
     }
 
     fn own_command(&self) -> Command {
@@ -82,6 +97,13 @@ impl Host {
         child.wait().unwrap();
     }
 
+    /// Ends the plugin as systemd does.
+    pub(crate) fn stop_plugin(&mut self) {
+        let mut child = self.plugin.take().expect("a plugin that runs");
+        signal("TERM", child.id());
+        eventually("the plugin ends", || child.try_wait().unwrap().is_some());
+    }
+
     /// Starts dockerd, with an image `bb` that has busybox.
     pub(crate) fn start_dockerd(&mut self, args: &[&str]) {
         let dir = self.dir.display().to_string();
@@ -89,7 +111,8 @@ impl Host {
         let _ = fs::remove_file(self.dir.join("pid"));
         let log = File::options().create(true).append(true).open(self.dir.join("dockerd.log"));
         let log = log.unwrap();
-        let child = Command::new("dockerd")
+        let child = Command::new("nsenter")
+            .args(["-m", "-t", &self.namespace.id().to_string(), "dockerd"])
             .args(["--data-root", &format!("{dir}/root"), "--exec-root", &format!("{dir}/exec")])
             .args(["-H", &format!("unix://{dir}/docker.sock"), "--pidfile", &format!("{dir}/pid")])
             .args(["--iptables=false", "--bridge=none"])
@@ -117,6 +140,19 @@ impl Host {
         }
     }
 
+    /// Ends dockerd: by `KILL` as a power cut would, or by `TERM` as systemd does.
+    pub(crate) fn stop_dockerd(&mut self, how: &str) {
+        let mut child = self.dockerd.take().expect("a dockerd that runs");
+        signal(how, child.id());
+        eventually("dockerd ends", || child.try_wait().unwrap().is_some());
+        // A new one would take a containerd that is just ending for its own.
+        let pid = fs::read_to_string(self.dir.join("exec/containerd/containerd.pid"));
+        let pid = pid.unwrap_or_default();
+        eventually("containerd ends", || {
+            pid.is_empty() || !Path::new("/proc").join(pid.trim()).exists()
+        });
+    }
+
     /// `docker` on this host, which must succeed; its standard output.
     #[track_caller]
     pub(crate) fn docker(&self, args: &[&str]) -> String {
@@ -136,7 +172,7 @@ impl Host {
     }
 
     pub(crate) fn try_in_container(&self, volume: &str, line: &str) -> Ran {
-        let mount = format!("type=volume,src={volume},dst=/v,volume-driver={}", self.driver);
+        let mount = format!("type=volume,src={volume},dst=/v,volume-driver={DRIVER}");
         let args = ["run", "--rm", "--network=none", "--mount", &mount, "bb", "sh", "-c", line];
         self.try_docker(&args)
     }
@@ -145,7 +181,7 @@ impl Host {
     #[track_caller]
     pub(crate) fn create(&self, name: &str, options: &[&str]) {
         let options = options.iter().flat_map(|option| ["-o", *option]);
-        let mut args = vec!["volume", "create", "--driver", &self.driver];
+        let mut args = vec!["volume", "create", "--driver", DRIVER];
         args.extend(options);
         args.push(name);
         self.docker(&args);
@@ -192,7 +228,7 @@ impl Host {
 
     /// Any request to the plugin.
     pub(crate) fn http(&self, args: &[&str], path: &str) -> String {
-        let socket = socket(&self.driver);
+        let socket = socket(&self.dir);
         let url = format!("http://plugin/{path}");
         let args = [&["-s", "-m", "115", "--unix-socket", socket.to_str().unwrap()], args].concat();
         let ran = run("curl", &[&args[..], &[&url]].concat());
@@ -226,10 +262,21 @@ impl Host {
 
     /// What is mounted below this host's state folder.
     pub(crate) fn mounts(&self) -> Vec<String> {
-        let below = self.dir.join("state/mounts").display().to_string();
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points = text.lines().filter_map(|line| line.split(' ').nth(4));
-        points.filter(|point| point.starts_with(&below)).map(str::to_owned).collect()
+        mounts_below(&self.dir.join("state/mounts"))
+    }
+
+    /// Process ids of everything that runs in this host's containers, and of what watches over them.
+    pub(crate) fn containers(&self) -> Vec<u32> {
+        let exec = self.dir.join("exec").display().to_string();
+        let shims = run("pgrep", &["-f", &format!("[c]ontainerd-shim.*{exec}")]);
+        let shims = String::from_utf8_lossy(&shims.out).into_owned();
+        let shims: Vec<u32> = shims.lines().filter_map(|pid| pid.parse().ok()).collect();
+        let children = |shim: &u32| {
+            let text = format!("/proc/{shim}/task/{shim}/children");
+            let text = fs::read_to_string(text).unwrap_or_default();
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        };
+        shims.iter().flat_map(|shim| [vec![*shim], children(shim)].concat()).collect()
     }
 
     /// Tears down what a reboot would: containers, mounts, mappings. The plugin must have ended.
@@ -273,8 +320,10 @@ impl Drop for Host {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for point in self.mounts() {
-            run("umount", &["-l", &point]);
+        // Of a test that failed while there was no dockerd.
+        self.containers().iter().for_each(|pid| signal("KILL", *pid));
+        for point in mounts_below(&self.dir).iter().filter(|point| Path::new(point) != self.dir) {
+            run("umount", &["-l", point]);
         }
         for device in self.devices() {
             let mapper = Path::new(&program()).with_file_name("rbd-nbd-rs");
@@ -282,7 +331,9 @@ impl Drop for Host {
             let args = ["unmap", "--force", &device];
             run_in(mapper.to_str().unwrap(), &args, &[("RBD_NBD_RS_STATE", &state)], 60);
         }
-        let _ = fs::remove_file(socket(&self.driver));
+        let _ = self.namespace.kill();
+        let _ = self.namespace.wait();
+        run("umount", &["-l", self.dir.to_str().unwrap()]);
     }
 }
 
@@ -299,8 +350,31 @@ impl Host {
     }
 }
 
-fn socket(driver: &str) -> PathBuf {
-    Path::new(PLUGINS).join(format!("{driver}.sock"))
+/// What is mounted below a folder, what was mounted last first.
+fn mounts_below(folder: &Path) -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = text.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(folder)).map(str::to_owned).collect()
+}
+
+/// The host's mount namespace, as a process that keeps it.
+fn namespace(dir: &Path) -> Child {
+    let mut child = Command::new("sh")
+        .args(["-c", NAMESPACE, "-", dir.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let out = child.stdout.as_mut().expect("a pipe");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut said).unwrap();
+    assert_eq!(said, "ready\n", "a mount namespace for {}", dir.display());
+    child
+}
+
+/// Where this host's Docker finds the plugin.
+pub(crate) fn socket(dir: &Path) -> PathBuf {
+    dir.join("plugins").join(DRIVER).with_extension("sock")
 }
 
 /// Our program: the one that `CEPH_NATIVE` names (`tests/run` names the release build), or the one cargo built.

@@ -4,11 +4,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod calls;
 mod faults;
 mod host;
 mod hosts;
 mod protocol;
+mod restarts;
+mod swarm;
 mod volumes;
 
 use std::sync::OnceLock;

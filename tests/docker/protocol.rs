@@ -52,7 +52,7 @@ fn nonsense_is_answered_so_that_a_person_understands() {
     assert!(!rbd.lines().any(|image| image == "nonsense"), "{rbd}");
 
     // Half a request is not waited for by others.
-    let socket = format!("/run/docker/plugins/{}.sock", host.driver);
+    let socket = crate::host::socket(&host.dir);
     let mut half = UnixStream::connect(socket).unwrap();
     half.write_all(b"POST /VolumeDriver.List HTTP/1.1\r\nContent-Le").unwrap();
     host.called("VolumeDriver.Capabilities", &json!({}));

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::json;
 
-use crate::host::Host;
+use crate::host::{DRIVER, Host};
 use crate::one_osd;
 use crate::support::run;
 
@@ -16,7 +16,7 @@ fn what_one_container_writes_the_next_reads() {
     host.create("story", &["size=1"]);
     assert_eq!(host.in_container("story", "echo first > /v/file; ls /v"), "file");
     assert_eq!(host.mounts().len() + host.mappings().len(), 0, "nobody uses it");
-    let mount = format!("type=volume,src=story,dst=/v,volume-driver={}", host.driver);
+    let mount = format!("type=volume,src=story,dst=/v,volume-driver={DRIVER}");
     let wait = ["run", "-d", "--network=none", "--mount", &mount, "bb", "sleep", "1000"];
     let user = host.docker(&wait);
     let inspected = host.inspect("story");

@@ -117,7 +117,7 @@ pub(crate) struct Ceph {
 }
 
 /// Waits for its standard input to end, which it does however the test process ends, then ends the processes whose ids
-/// it was told and removes the folder. An id counts only while its command line names the folder: ids get reused.
+/// it was told, unmounts what is mounted in the folder and removes it. An id counts only while its command line names the folder: ids get reused.
 const REAPER: &str = r#"
 trap '' INT TERM HUP
 mine() { for p in $pids; do grep -aqsF -- "$1/" /proc/$p/cmdline && echo $p; done; }
@@ -129,6 +129,9 @@ for i in 1 2 3 4 5 6 7 8 9 10; do
     kill -KILL $left 2>/dev/null
     sleep 0.1
 done
+while read -r _ _ _ _ point _; do
+    case $point in "$1"/*) umount -l "$point" ;; esac
+done < /proc/self/mountinfo
 rm -rf -- "$1"
 "#;
 

@@ -1,0 +1,119 @@
+//! Everything that can end beneath a container, ends: the plugin, dockerd, the host.
+
+use std::fs;
+
+use crate::host::{DRIVER, Host, eventually, signal};
+use crate::one_osd;
+
+/// Writes a line and syncs it, for ever.
+const WRITE: &str = "while true; do echo x >> /v/log; sync -d /v/log; sleep 0.1; done";
+
+/// Starts a container that writes for ever; its id.
+fn start_writer(host: &Host, volume: &str) -> String {
+    let mount = format!("type=volume,src={volume},dst=/v,volume-driver={DRIVER}");
+    host.docker(&["run", "-d", "--network=none", "--mount", &mount, "bb", "sh", "-c", WRITE])
+}
+
+/// How much has been written.
+fn written(host: &Host, volume: &str) -> usize {
+    let log = host.dir.join("state/mounts").join(volume).join("log");
+    fs::read_to_string(log).map_or(0, |log| log.len())
+}
+
+#[test]
+fn a_container_notices_no_end_of_the_plugin_nor_of_docker_with_live_restore() {
+    let mut host = Host::start(one_osd(), "live", "");
+    host.start_dockerd(&["--live-restore"]);
+    host.create("live", &["size=256M"]);
+    let writer = start_writer(&host, "live");
+    let goes_on = |host: &Host, what: &str| {
+        let before = written(host, "live");
+        eventually(what, || written(host, "live") > before + 4);
+        assert_eq!(host.docker(&["inspect", "-f", "{{.State.Running}}", &writer]), "true");
+        assert!(host.in_container("live", "cat /v/log").starts_with('x'), "{what}");
+    };
+    goes_on(&host, "it writes");
+    let busy = host.try_docker(&["volume", "rm", "live"]).refused();
+    assert!(busy.contains("in use"), "{busy}");
+    host.kill_plugin();
+    host.start_plugin();
+    goes_on(&host, "the plugin was killed");
+    host.stop_plugin();
+    host.start_plugin();
+    goes_on(&host, "the plugin was stopped");
+    for how in ["TERM", "KILL"] {
+        host.stop_dockerd(how);
+        let before = written(&host, "live");
+        eventually("it writes without dockerd", || written(&host, "live") > before + 4);
+        host.start_dockerd(&["--live-restore"]);
+        goes_on(&host, "dockerd is back");
+    }
+    // Both at once, and dockerd first: it waits for the plugin.
+    host.kill_plugin();
+    host.stop_dockerd("KILL");
+    host.start_plugin();
+    host.start_dockerd(&["--live-restore"]);
+    goes_on(&host, "both are back");
+    host.docker(&["rm", "-f", &writer]);
+    eventually("nobody uses it", || host.mounts().is_empty() && host.mappings().is_empty());
+    host.docker(&["volume", "rm", "live"]);
+}
+
+#[test]
+fn a_use_that_docker_has_forgotten_ends_by_itself() {
+    let mut host = Host::start(one_osd(), "lost", "lost-seconds = 4\n");
+    host.start_dockerd(&[]);
+    for volume in ["lost", "kept"] {
+        host.create(volume, &["size=128M"]);
+    }
+    let lost = start_writer(&host, "lost");
+    let kept = start_writer(&host, "kept");
+    eventually("both write", || written(&host, "lost") > 0 && written(&host, "kept") > 0);
+    let pid = |container: &str| -> u32 {
+        host.docker(&["inspect", "-f", "{{.State.Pid}}", container]).parse().unwrap()
+    };
+    let (lost_pid, _) = (pid(&lost), pid(&kept));
+    host.stop_dockerd("KILL");
+    signal("KILL", lost_pid);
+    eventually("what nobody has is unmounted", || host.mounts().len() == 1);
+    eventually("and unmapped", || host.mappings().len() == 1);
+    let before = written(&host, "kept");
+    eventually("what somebody has is not", || written(&host, "kept") > before + 40);
+    assert_eq!(host.mounts().len(), 1);
+
+    // It ends the containers that it finds without live-restore.
+    host.start_dockerd(&[]);
+    host.docker(&["rm", "-f", &lost, &kept]);
+    eventually("nothing is left", || host.mounts().is_empty() && host.mappings().is_empty());
+    assert!(host.in_container("lost", "cat /v/log").starts_with('x'));
+    for volume in ["lost", "kept"] {
+        host.docker(&["volume", "rm", volume]);
+    }
+}
+
+#[test]
+fn a_host_that_starts_anew_finds_everything() {
+    let mut host = Host::start(one_osd(), "anew", "");
+    host.start_dockerd(&[]);
+    host.create("anew", &["size=128M"]);
+    let writer = start_writer(&host, "anew");
+    eventually("it writes", || written(&host, "anew") > 4);
+    let before = host.docker(&["exec", &writer, "cat", "/v/log"]).len();
+    // Everything is killed: dockerd, its containers, the plugin, the mappings; then what they leave is torn down.
+    let containers = host.containers();
+    assert!(!containers.is_empty());
+    host.stop_dockerd("KILL");
+    host.kill_plugin();
+    containers.iter().for_each(|pid| signal("KILL", *pid));
+    host.tear_down();
+    host.start_plugin();
+    host.start_dockerd(&[]);
+    let log = host.in_container("anew", "cat /v/log");
+    assert!(log.len() >= before, "{} of {before} bytes that were synced", log.len());
+    // A container of before finds its volume, too.
+    host.docker(&["start", &writer]);
+    eventually("it writes again", || written(&host, "anew") > log.len() + 4);
+    host.docker(&["rm", "-f", &writer]);
+    eventually("nobody uses it", || host.mounts().is_empty() && host.mappings().is_empty());
+    host.docker(&["volume", "rm", "anew"]);
+}
