@@ -89,6 +89,12 @@ impl fmt::Display for Owner {
 }
 
 impl Owner {
+    /// It is somebody who neither answers nor gives the lock back when asked.
+    pub(super) fn refuses(&self, spec: &str) -> Option<Error> {
+        let what = format!("image {spec} is locked by {self}");
+        (!self.automatic).then(|| Error::new(Kind::ReadOnly, what).with_hint("`lock rm` ends that"))
+    }
+
     /// The cookie of its watch.
     fn watch(&self) -> Option<u64> {
         self.cookie.strip_prefix(COOKIE)?.trim().parse().ok()
@@ -262,6 +268,9 @@ impl Inner {
                 Tried::Ours(usage) => return Ok(usage),
                 Tried::Theirs(owner) => owner,
             };
+            if let Some(refused) = owner.refuses(&self.spec()) {
+                return Err(refused);
+            }
             let mut peer = self.lock.peer.subscribe();
             match self.ask_for_lock().await? {
                 Some(0) => drop(tokio::time::timeout(RELEASE_WAIT, peer.changed()).await),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::admin::{self, Notes, Progress};
 use super::lock::{Tried, Use};
-use super::{Image, Inner};
+use super::{Image, Inner, header};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Acknowledgement;
 
@@ -127,7 +127,17 @@ impl Image {
                 }
                 Tried::Theirs(owner) => owner,
             };
+            if let Some(refused) = owner.refuses(&self.spec()) {
+                return Err(refused);
+            }
             match self.0.ask_for(what, id, progress).await? {
+                // One of before Quincy.
+                Asked::Done(Err(error))
+                    if error.kind() == Kind::Unsupported
+                        && matches!(what, Maintenance::UpdateMetadata { .. }) =>
+                {
+                    return self.perform(what, progress).await;
+                }
                 Asked::Done(done) => {
                     self.refresh().await?;
                     return if asked { done_before(what, done) } else { done };
@@ -164,7 +174,11 @@ impl Image {
             }
             Maintenance::SnapProtect { name, .. } => admin::protect_snapshot(self, name).await,
             Maintenance::SnapUnprotect { name, .. } => admin::unprotect_snapshot(self, name).await,
-            Maintenance::Rename { name } => admin::rename(self.pool(), self.name(), name).await,
+            Maintenance::Rename { name } => {
+                // It may have another one than when it was opened.
+                let now = header::image_name(self.pool(), self.id()).await?;
+                admin::rename(self.pool(), &now, name).await
+            }
             Maintenance::UpdateMetadata { key, value: Some(value) } => {
                 Notes::Image(self.id()).set(self.pool(), key, value).await
             }

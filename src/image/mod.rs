@@ -139,6 +139,8 @@ struct Inner {
     open: OnceLock<Weak<Open>>,
     read_snap: SnapId,
     read_only: bool,
+    /// Whether what its objects do not have is looked for in its parent.
+    follows_parent: bool,
     /// Who may answer reads, as flags of operations.
     read_flags: u32,
     /// What all its users may have in flight.
@@ -159,7 +161,7 @@ impl Image {
     /// not built yet, with the feature's name.
     pub async fn open(pool: &Pool, name: &str, options: &OpenOptions) -> Result<Self> {
         let id = header::image_id(pool, name).await?;
-        Self::open_with(pool, name.to_owned(), id, options, 0).await
+        Self::open_with(pool, name.to_owned(), id, options, Some(0)).await
     }
 
     /// Opens an image by its id, be it in the trash.
@@ -168,15 +170,25 @@ impl Image {
     /// As [`Image::open`].
     pub async fn open_by_id(pool: &Pool, id: &str, options: &OpenOptions) -> Result<Self> {
         let name = header::image_name(pool, id).await?;
-        Self::open_with(pool, name, id.to_owned(), options, 0).await
+        Self::open_with(pool, name, id.to_owned(), options, Some(0)).await
     }
 
+    /// Opens an image that is about to go, or to be put away: it may have lost its name, and its parent.
+    pub(crate) async fn open_to_remove(pool: &Pool, id: &str) -> Result<Self> {
+        let name = match header::image_name(pool, id).await {
+            Err(error) if error.kind() == Kind::NotFound => id.to_owned(),
+            name => name?,
+        };
+        Self::open_with(pool, name, id.to_owned(), &OpenOptions::default(), None).await
+    }
+
+    /// Opens an image that is a clone of a clone, `depth` times; without its parent, if there is none.
     async fn open_with(
         pool: &Pool,
         name: String,
         id: String,
         options: &OpenOptions,
-        depth: usize,
+        depth: Option<usize>,
     ) -> Result<Self> {
         let spec = header::spec(pool, &name);
         let opening = format!("image {spec}");
@@ -198,9 +210,11 @@ impl Image {
             }
             Some(_) => None,
         };
-        let parent = match link.filter(|link| link.overlap > 0) {
-            Some(link) => Some(Arc::new(Parent::open(pool, &link, depth).await.context(&opening)?)),
-            None => None,
+        let parent = match (link.filter(|link| link.overlap > 0), depth) {
+            (Some(link), Some(depth)) => {
+                Some(Arc::new(Parent::open(pool, &link, depth).await.context(&opening)?))
+            }
+            _ => None,
         };
         let data_pool = match header.data_pool {
             Some(id) => pool
@@ -225,6 +239,7 @@ impl Image {
             open: OnceLock::new(),
             read_snap,
             read_only,
+            follows_parent: depth.is_some(),
             read_flags: match pool.cluster().config().read_from {
                 ReadFrom::Primary => 0,
                 ReadFrom::Balance => flag::BALANCE_READS,
@@ -419,7 +434,7 @@ impl Parent {
         let version = Version::SnapshotId(parent.snap);
         let options = OpenOptions { read_only: true, version, ..OpenOptions::default() };
         let id = parent.image_id.clone();
-        let image = Box::pin(Image::open_with(&pool, name, id, &options, depth + 1)).await?;
+        let image = Box::pin(Image::open_with(&pool, name, id, &options, Some(depth + 1))).await?;
         Ok(Self { image, link: link.clone() })
     }
 }

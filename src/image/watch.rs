@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::header::ParentLink;
 use super::live::{Refusal, refusal};
 use super::parent::{Parent, Shared};
 use super::{Header, Inner, header};
@@ -207,7 +208,8 @@ impl Inner {
 
     /// The parent that a header names, which is open already unless there is a new one.
     async fn parent_of(&self, header: &Header) -> Result<Shared> {
-        let Some(link) = header.parent.as_ref().filter(|link| link.overlap > 0) else {
+        let shows = |link: &&ParentLink| link.overlap > 0 && self.follows_parent;
+        let Some(link) = header.parent.as_ref().filter(shows) else {
             return Ok(None);
         };
         Ok(Some(match &self.current.get().parent {

@@ -29,6 +29,12 @@ impl Ceph {
         assert_eq!(flags.as_array().map(Vec::len), Some(0), "{image}: {flags} {said}");
     }
 
+    /// What the names of an image's data objects begin with.
+    pub(crate) fn data_prefix(&self, image: &str) -> String {
+        let info = self.run("rbd", &["info", "--format", "json", image]).json();
+        info["block_name_prefix"].as_str().unwrap().to_owned()
+    }
+
     fn rbd_bench(&self, image: &str, total: &str) {
         let size = ["--io-size", "4K", "--io-threads", "4"];
         let what = ["bench", image, "--io-type", "write", "--io-total", total];
@@ -166,6 +172,127 @@ fn a_dead_owner_is_fenced_off() {
     for image in ["ours", "theirs"] {
         ceph.check_object_map(image);
     }
+}
+
+/// Who comes back from being frozen finds its watch gone: the lock is its still if nobody took it, and names its new
+/// watch; of an image that was removed meanwhile it writes nothing any more.
+#[test]
+fn an_owner_that_lost_its_watch_has_the_lock_under_a_new_cookie() {
+    let ceph = Ceph::start(Options::default());
+    let served = |image: &str| {
+        ceph.rbd(&["create", "--size", "64M", image]);
+        let serve = ceph.serve(&[&format!("rbd/{image}")]);
+        let uri = serve.uri(&format!("rbd/{image}"));
+        assert!(io(&uri, &["write -P 1 0 1M"]));
+        (serve, uri)
+    };
+    let [(stays, uri), (goes, gone)] = ["stays", "goes"].map(served);
+    let prefix = ceph.data_prefix("goes");
+    let before = ceph.lock_owner("stays").unwrap();
+    // While somebody has it open it is not removed, and it is said by whom.
+    let refused = ceph.ours(&["rm", "--no-progress", "goes"]);
+    assert_eq!(refused.code, 16, "{refused}");
+    assert!(refused.err.contains(&ceph.lock_owner("goes").unwrap().0), "{refused}");
+    for serve in [&stays, &goes] {
+        signal(serve.pid(), "-STOP");
+    }
+    let watched = |image| {
+        let status = ceph.run("rbd", &["status", "--format", "json", image]).json();
+        status["watchers"][0]["cookie"].as_u64()
+    };
+    wait_for("the watches end", 90, || ["stays", "goes"].iter().all(|i| watched(i).is_none()));
+    ceph.ours(&["rm", "--no-progress", "goes"]).ok();
+    assert_eq!(ceph.ceph(&["osd", "blocklist", "ls"]).lines().count(), 1);
+    scope(|scope| {
+        scope.spawn(|| assert!(!io(&gone, &["write -P 2 1M 1M"]), "{}", goes.log()));
+        for serve in [&stays, &goes] {
+            signal(serve.pid(), "-CONT");
+        }
+    });
+    assert!(!ceph.rados(&["-p", "rbd", "ls"]).contains(&prefix));
+
+    wait_for("a new watch", 90, || watched("stays").is_some());
+    assert!(io(&uri, &["write -P 2 1M 1M", "write -P 2 63M 1M"]), "{}", stays.log());
+    let after = ceph.lock_owner("stays").unwrap();
+    assert_eq!(after.0, before.0, "the same client");
+    assert_ne!(after.1, before.1, "a new watch has a new cookie");
+    assert_eq!(after.1, format!("auto {}", watched("stays").unwrap()));
+    // librbd finds in it somebody to ask.
+    ceph.rbd_bench("stays", "64K");
+    assert!(io(&uri, &["write -P 3 2M 1M"]));
+    assert_same_for_librbd_and_nbd(&ceph, "stays", &uri);
+    stays.terminate();
+    ceph.check_object_map("stays");
+}
+
+/// A lock that a user took is nobody's to ask for.
+#[test]
+fn what_a_user_locked_is_not_changed() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "8M", "by-hand"]);
+    ceph.rbd(&["lock", "add", "by-hand", "cookie"]);
+    let locker = ceph.lock_owner("by-hand").unwrap().0;
+    for args in [
+        &["snap", "create", "--no-progress", "by-hand@a"][..],
+        &["resize", "--no-progress", "--size", "16M", "by-hand"],
+        &["image-meta", "set", "by-hand", "key", "value"],
+        &["rename", "by-hand", "other"],
+        &["object-map", "rebuild", "--no-progress", "by-hand"],
+        &["feature", "disable", "by-hand", "object-map"],
+    ] {
+        let why = crate::verbs::refused_alike(ceph, args);
+        assert!(why.contains(&locker), "{why}");
+    }
+    // librbd tries for ever.
+    for args in [&["rm", "--no-progress", "by-hand"][..], &["trash", "mv", "by-hand"]] {
+        let refused = ceph.ours(args);
+        assert_eq!(refused.code, 16, "{refused}");
+        assert!(refused.err.contains(&locker), "{refused}");
+    }
+    ceph.rbd(&["lock", "rm", "by-hand", "cookie", &locker]);
+    ceph.ours(&["rm", "--no-progress", "by-hand"]).ok();
+}
+
+/// Four million objects of which the map says that they are not there.
+#[test]
+fn an_image_is_removed_by_its_object_map() {
+    let ceph = one_osd();
+    ceph.ours(&["create", "--size", "16T", "huge"]).ok();
+    let prefix = ceph.data_prefix("huge");
+    let serve = ceph.serve(&["rbd/huge"]);
+    let uri = serve.uri("rbd/huge");
+    assert!(io(&uri, &["write -P 1 0 64k", "write -P 1 9T 64k", "write -P 1 17179869180k 4k"]));
+    serve.terminate();
+    assert_eq!(ceph.rados(&["-p", "rbd", "ls"]).matches(&format!("{prefix}.")).count(), 3);
+    // In the trash it goes from hand to hand as well.
+    ceph.ours(&["trash", "mv", "huge"]).ok();
+    ceph.ours(&["trash", "purge"]).ok();
+    let left = ceph.rados(&["-p", "rbd", "ls"]);
+    assert!(!left.contains(prefix.trim_start_matches("rbd_data.")), "{left}");
+}
+
+/// A map that cannot be kept up is marked as invalid before anything is written.
+#[test]
+fn a_map_that_cannot_be_changed_becomes_invalid() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "64M", "damaged"]);
+    let serve = ceph.serve(&["rbd/damaged"]);
+    let uri = serve.uri("rbd/damaged");
+    assert!(io(&uri, &["write -P 1 0 64k"]));
+    let flags = || {
+        let info = ceph.run("rbd", &["info", "--format", "json", "damaged"]).json();
+        info["flags"].as_array().unwrap().len()
+    };
+    assert_eq!(flags(), 0);
+    let map = ceph.data_prefix("damaged").replace("rbd_data.", "rbd_object_map.");
+    ceph.rados(&["-p", "rbd", "truncate", &map, "3"]);
+    assert!(io(&uri, &["write -P 2 40M 64k", "read -P 2 40M 64k", "read -P 1 0 64k"]));
+    assert_eq!(flags(), 2, "{}", serve.log());
+    assert!(io(&uri, &["write -P 3 50M 64k", "discard 40M 4M", "read -P 3 50M 64k"]));
+    assert_same_for_librbd_and_nbd(ceph, "damaged", &uri);
+    serve.terminate();
+    ceph.ours(&["object-map", "rebuild", "--no-progress", "damaged"]).ok();
+    ceph.check_object_map("damaged");
 }
 
 /// fio on librbd that writes slowly and for long.

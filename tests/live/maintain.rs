@@ -78,6 +78,13 @@ fn librbd_has_us_do_what_only_the_owner_may() {
     assert!(io(&uri, &["write -P 8 0 64k"]));
     let owner = ceph.lock_owner("asked");
 
+    // Its name, and back again, by turns; and what users note with it.
+    ceph.rbd(&["rename", "asked", "renamed"]);
+    ceph.ours(&["rename", "renamed", "third"]).ok();
+    ceph.ours(&["rename", "third", "asked"]).ok();
+    ceph.ours(&["image-meta", "set", "asked", "key", "value"]).ok();
+    assert_eq!(ceph.lock_owner("asked"), owner, "done by us");
+    assert_eq!(ceph.rbd(&["image-meta", "get", "asked", "key"]).trim(), "value");
     ceph.rbd(&["feature", "disable", "asked", "fast-diff", "object-map"]);
     assert!(!ceph.features("asked").contains(&"object-map".to_owned()));
     assert!(io(&uri, &["write -P 3 20M 2M", "discard 0 2M"]));
@@ -110,7 +117,10 @@ fn we_have_librbd_do_what_only_the_owner_may() {
     ceph.ours(&["object-map", "rebuild", "--no-progress", "theirs"]).ok();
     ceph.ours(&["feature", "disable", "theirs", "object-map", "fast-diff"]).ok();
     assert!(!ceph.features("theirs").contains(&"object-map".to_owned()));
-    assert_eq!(ceph.lock_owner("theirs"), owner, "done by librbd");
+    ceph.ours(&["image-meta", "set", "theirs", "key", "value"]).ok();
+    assert_eq!(ceph.rbd(&["image-meta", "get", "theirs", "key"]).trim(), "value");
+    ceph.ours(&["rename", "theirs", "renamed"]).ok();
+    assert_eq!(ceph.lock_owner("renamed"), owner, "done by librbd");
     end(writer);
 }
 

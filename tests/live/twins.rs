@@ -23,6 +23,11 @@ const LAYOUTS: [&[&str]; 5] = [
     &["--data-pool", "data"],
 ];
 
+const MAPPED: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten";
+
+const FEATURES: [&str; 6] =
+    ["layering", "layering,deep-flatten", "layering,exclusive-lock", MAPPED, MAPPED, MAPPED];
+
 #[test]
 fn the_same_operations_make_the_same_images() {
     let env = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
@@ -157,7 +162,7 @@ impl Twins<'_> {
 
     fn create(&mut self, image: &str) {
         let layout = self.random.of(&LAYOUTS);
-        let features = self.random.of(&["layering", "layering,deep-flatten"]);
+        let features = self.random.of(&FEATURES);
         let (size, name) = (self.size(), format!("{{}}/{image}"));
         let args = ["create", &name, "--size", &size, "--image-feature", features];
         self.both(&[&args[..], layout].concat());
@@ -200,7 +205,7 @@ impl Twins<'_> {
         bytes[begin..end].fill(b'x');
         std::fs::write(&file, bytes).unwrap();
         let (path, name) = (file.to_str().unwrap(), format!("{{}}/{image}"));
-        let features = ["--image-feature", "layering"];
+        let features = ["--image-feature", self.random.of(&FEATURES)];
         self.both(&[&["import", "--no-progress", path, &name][..], &features].concat());
     }
 
@@ -282,6 +287,7 @@ impl Twins<'_> {
         if !self.told_alike(&["info", &head, "--format", "json"]) {
             return;
         }
+        self.maps_are_right(image);
         self.told_alike(&["snap", "ls", "--all", &head, "--format", "json"]);
         self.told_alike(&["du", &head, "--format", "json"]);
         self.told_alike(&["diff", &head, "--format", "json"]);
@@ -289,6 +295,26 @@ impl Twins<'_> {
         for snap in self.snaps(image) {
             self.exported_alike(&format!("{head}@{snap}"));
         }
+    }
+
+    /// librbd compares the object maps of head and snapshots, if there are any, with the objects: what is wrong is told by
+    /// flags.
+    fn maps_are_right(&self, image: &str) {
+        let head = format!("{{}}/{image}");
+        let info =
+            self.ceph.run("rbd", &["info", "--format", "json", &head.replace("{}", "rbd/ours")]);
+        if !info.json()["features"].as_array().unwrap().contains(&"object-map".into()) {
+            return;
+        }
+        let snaps = self.snaps(image).into_iter().map(|snap| format!("{head}@{snap}"));
+        for version in snaps.chain([head.clone()]) {
+            for ran in self.of_both(&["object-map", "check", "--no-progress", &version]) {
+                ran.ok();
+            }
+        }
+        let info = ["info", "--format", "json", &head];
+        let [ours, theirs] = self.of_both(&info).map(|ran| ran.json()["flags"].clone());
+        assert_eq!((ours.as_array().map(Vec::len), &ours), (Some(0), &theirs), "{image}");
     }
 
     /// True if there is something to tell.

@@ -7,10 +7,12 @@ use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{CONFIG_PREFIX, Notes};
 use ceph_native::image::header::image_id;
+use ceph_native::image::{Image, Maintenance, OpenOptions};
 use ceph_native::pool::Pool;
 use clap::Subcommand;
 
 use crate::output::{Format, Side, Tree, print, table};
+use crate::snap::maintained;
 use crate::spec::{ImageArgs, Spec};
 
 /// Image metadata commands.
@@ -105,16 +107,23 @@ impl ImageMeta {
             Self::Remove(remove) => {
                 let (pool, id, words) = named(cluster, &remove.image, [remove.key, None]).await?;
                 let [key] = needed(words, ["metadata key"])?;
-                Notes::Image(&id).remove(&pool, &key).await
+                Notes::Image(&id).get(&pool, &key).await?;
+                update(&pool, &id, key, None).await
             }
             Self::Set(set) => {
                 let words = [set.key, set.value];
                 let (pool, id, words) = named(cluster, &set.image, words).await?;
                 let [key, value] = needed(words, ["metadata key", "metadata value"])?;
-                Notes::Image(&id).set(&pool, &key, &value).await
+                update(&pool, &id, key, Some(value)).await
             }
         }
     }
+}
+
+/// Changes or removes a note of an image, whoever has to do that.
+async fn update(pool: &Pool, id: &str, key: String, value: Option<String>) -> Result<()> {
+    let image = Image::open_by_id(pool, id, &OpenOptions::default()).await?;
+    maintained(image, Maintenance::UpdateMetadata { key, value }).await
 }
 
 /// The image that is meant, and the words after it: all of them, if options name the image.
@@ -197,13 +206,18 @@ impl Config {
             }
         };
         let notes = id.as_deref().map_or(Notes::Pool, Notes::Image);
-        match &settings {
-            Settings::Get(_) => {
+        match (settings, &id) {
+            (Settings::Get(_), _) => {
                 let value = notes.get(&pool, &key).await?;
                 print(&format!("{}\n", String::from_utf8_lossy(&value)))
             }
-            Settings::Set(set) => notes.set(&pool, &key, &set.value).await,
-            Settings::Remove(_) => notes.remove(&pool, &key).await,
+            (Settings::Set(set), Some(id)) => update(&pool, id, key, Some(set.value)).await,
+            (Settings::Set(set), None) => notes.set(&pool, &key, &set.value).await,
+            (Settings::Remove(_), Some(id)) => {
+                notes.get(&pool, &key).await?;
+                update(&pool, id, key, None).await
+            }
+            (Settings::Remove(_), None) => notes.remove(&pool, &key).await,
         }
     }
 }

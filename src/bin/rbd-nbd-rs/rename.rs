@@ -2,8 +2,9 @@
 
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
-use ceph_native::image::admin;
+use ceph_native::image::Maintenance;
 
+use crate::snap::maintained;
 use crate::spec::PairArgs;
 
 /// Renames an image within its pool.
@@ -25,7 +26,7 @@ impl Rename {
             let what = "mv/rename across pools or namespaces not supported";
             return Err(Error::new(Kind::Invalid, what));
         }
-        let pool = source.open_pool(cluster).await?;
-        admin::rename(&pool, &source.image, &dest.image).await
+        let image = source.open(cluster, false).await?;
+        maintained(image, Maintenance::Rename { name: dest.image }).await
     }
 }

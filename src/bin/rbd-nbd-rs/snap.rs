@@ -202,7 +202,7 @@ async fn head(cluster: &Cluster, mut spec: Spec) -> Result<(Image, String)> {
 }
 
 /// Has the owner of the image's lock do something, be it us, and closes the image.
-async fn maintained(image: Image, what: Maintenance) -> Result<()> {
+pub(crate) async fn maintained(image: Image, what: Maintenance) -> Result<()> {
     let done = image.maintain(&what, &mut |_, _| {}).await;
     closed(image, done).await
 }

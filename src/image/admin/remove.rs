@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use proto::msg::op::Op;
+use proto::msg::watch::Watcher;
 use proto::rbd::cls::{GetIdOfName, GetMirrorMode, RemoveImage};
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{Features, OpFeatures};
@@ -16,19 +17,9 @@ use super::children::{detach_child, or_none};
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header, image_id, spec};
+use crate::image::lock::Tried;
+use crate::image::{Image, WRITABLE};
 use crate::pool::Pool;
-
-/// Features of images that can be removed here. Those that only writers must keep up make no difference any more.
-const REMOVABLE: Features = Features(
-    Features::LAYERING.0
-        | Features::STRIPING.0
-        | Features::EXCLUSIVE_LOCK.0
-        | Features::OBJECT_MAP.0
-        | Features::FAST_DIFF.0
-        | Features::DEEP_FLATTEN.0
-        | Features::DATA_POOL.0
-        | Features::OPERATIONS.0,
-);
 
 const ENOTEMPTY: i32 = 39;
 const EMLINK: i32 = 31;
@@ -61,10 +52,10 @@ pub async fn remove(pool: &Pool, name: &str, progress: Progress<'_>) -> Result<(
 pub(super) async fn remove_image(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
     if let Some(header) = or_none(Header::read(pool, id).await)? {
         check(pool, id, &header).await?;
-        remove_data(pool, &header, progress).await?;
-        if let Some(link) = header::parent(pool, id, SnapId::HEAD).await? {
-            detach_child(pool, id, &link.parent).await?;
-        }
+        let image = Image::open_to_remove(pool, id).await?;
+        let removed = remove_content(&image, progress).await;
+        image.close().await;
+        removed?;
     }
     for object in [names::header(id), names::object_map(id, SnapId::HEAD)] {
         or_none(pool.remove(&object).await)?;
@@ -72,9 +63,29 @@ pub(super) async fn remove_image(pool: &Pool, id: &str, progress: Progress<'_>) 
     Ok(())
 }
 
+/// Removes its data, under its lock: nobody begins to write to it meanwhile, and an owner that died writes no more.
+async fn remove_content(image: &Image, progress: Progress<'_>) -> Result<()> {
+    let _usage = match image.header().features.contains(Features::EXCLUSIVE_LOCK) {
+        true => match image.0.inner.try_lock().await? {
+            Tried::Ours(usage) => Some(usage),
+            Tried::Theirs(owner) => {
+                let what = format!("it is locked by {owner}");
+                return Err(Error::new(Kind::Busy, what).with_hint("close or unmap it"));
+            }
+        },
+        false => None,
+    };
+    in_use(image).await?;
+    remove_data(image, progress).await?;
+    if let Some(link) = header::parent(image.pool(), image.id(), SnapId::HEAD).await? {
+        detach_child(image.pool(), image.id(), &link.parent).await?;
+    }
+    Ok(())
+}
+
 /// Refuses what somebody still needs, and what is more than its objects.
 async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
-    let unsupported = header.features - REMOVABLE;
+    let unsupported = header.features - WRITABLE;
     if !unsupported.is_empty() {
         let what = format!("cannot be removed yet with these features: {unsupported}");
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
@@ -89,7 +100,7 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
         let what = "it is mirrored, and cannot be removed yet";
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
-    in_use(pool, id).await
+    Ok(())
 }
 
 /// Refuses an image that is in a group.
@@ -106,10 +117,13 @@ pub(super) async fn in_a_group(pool: &Pool, id: &str, header: &Header) -> Result
     }
 }
 
-/// Refuses an image that somebody has open.
-pub(super) async fn in_use(pool: &Pool, id: &str) -> Result<()> {
-    let watchers = pool.watchers(&names::header(id)).await?;
-    let Some(watcher) = watchers.first() else { return Ok(()) };
+/// Refuses an image that somebody else has open.
+async fn in_use(image: &Image) -> Result<()> {
+    let watchers = image.pool().watchers(&names::header(image.id())).await?;
+    let ours = image.0.client_id();
+    let other =
+        |watcher: &&Watcher| (watcher.name.num as u64, watcher.cookie) != (ours.gid, ours.handle);
+    let Some(watcher) = watchers.iter().find(other) else { return Ok(()) };
     let what = format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr));
     Err(Error::new(Kind::Busy, what)
         .with_hint("close or unmap it; a client that crashed is forgotten after 30 s"))
@@ -123,20 +137,20 @@ async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
     Ok(or_none(pool.call(names::MIRRORING, &get).await)?.is_some())
 }
 
-async fn remove_data(pool: &Pool, header: &Header, progress: Progress<'_>) -> Result<()> {
-    let data_pool = match header.data_pool {
-        Some(id) => pool.cluster().pool_by_id(id).await?.with_namespace(pool.namespace()),
-        None => pool.clone(),
-    };
+async fn remove_data(image: &Image, progress: Progress<'_>) -> Result<()> {
+    let live = image.0.current.get();
+    let header = &live.header;
     let mut names = DataNames::new(&header.object_prefix);
     let total = header.layout.objects(header.size);
-    let mut done = 0;
+    let absent = |object: &u64| live.map.as_ref().is_some_and(|map| map.is_absent(*object));
+    let mut done = (0..total).filter(absent).count() as u64;
     let objects = (0..total)
+        .filter(|object| !absent(object))
         .map(|object| (String::from_utf8_lossy(names.of(object)).into_owned(), Op::Delete));
-    let window = pool.cluster().config().rbd.concurrent_management_ops;
+    let window = image.cluster().config().rbd.concurrent_management_ops;
     let snaps = Arc::new(header.snap_context.clone());
-    progress(0, total);
-    change(&data_pool, &snaps, window, objects, || {
+    progress(done, total);
+    change(image.data_pool(), &snaps, window, objects, || {
         done += 1;
         progress(done, total);
     })

@@ -14,14 +14,15 @@ use proto::rbd::cls::{
     RemoveImage, SetId, SetTrashState, TRASH_MOVING, TRASH_NORMAL, TRASH_REMOVING, TRASH_RESTORING,
     TrashImage, TrashSource,
 };
-use proto::rbd::names;
+use proto::rbd::{Features, names};
 use proto::types::UTime;
 
 use super::children::or_none;
 use super::objects::Progress;
-use super::remove::{in_a_group, in_use, remove_image};
+use super::remove::{in_a_group, remove_image};
 use crate::cluster::wall_clock;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::Image;
 use crate::image::header::{Header, spec};
 use crate::pool::Pool;
 
@@ -47,9 +48,14 @@ pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<(
     };
     if let Some(header) = or_none(Header::read(pool, &id).await)? {
         in_a_group(pool, &id, &header).await.context(&doing)?;
-        let has_lock = header.features.contains(proto::rbd::Features::EXCLUSIVE_LOCK);
-        if has_lock {
-            in_use(pool, &id).await.context(&doing)?;
+        if header.features.contains(Features::EXCLUSIVE_LOCK) {
+            let image = Image::open_to_remove(pool, &id).await.context(&doing)?;
+            let locked = image.0.inner.demand_lock().await.map(drop);
+            image.close().await;
+            locked.map_err(|error| match error.kind() {
+                Kind::ReadOnly => Error::new(Kind::Busy, error.to_string()),
+                _ => error,
+            })?;
         }
     }
     let deleted = wall_clock();
