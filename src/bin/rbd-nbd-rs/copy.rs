@@ -2,9 +2,9 @@
 
 use ceph_native::cluster::Cluster;
 use ceph_native::error::Result;
-use ceph_native::image::admin;
+use ceph_native::image::admin::{self, CreateOptions};
 
-use crate::create::NewImage;
+use crate::create::{NewImage, defaults};
 use crate::progress::Progress;
 use crate::size;
 use crate::snap::closed;
@@ -32,7 +32,9 @@ impl Copy {
         let pool = dest.open_pool(cluster).await?;
         let image = source.open(cluster, true).await?;
         let done = async {
-            let options = self.new.options(cluster, admin::like(&image)).await?;
+            let data_pool = defaults(cluster, 0).await?.data_pool;
+            let like = CreateOptions { data_pool, ..admin::like(&image) };
+            let options = self.new.options(cluster, like).await?;
             let progress = Progress::new("Image copy", !self.no_progress);
             let mut tell = |done, total| progress.set(done, total);
             let sparse = self.sparse_size as usize;

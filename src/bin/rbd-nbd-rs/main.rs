@@ -9,6 +9,8 @@ mod copy;
 mod create;
 mod daemon;
 mod demo;
+mod diff;
+mod disk_usage;
 mod export;
 mod feature;
 mod image_meta;
@@ -63,6 +65,9 @@ enum Verb {
     #[command(name = "ls", visible_alias = "list")]
     List(list::List),
     Info(info::Info),
+    #[command(name = "du", visible_alias = "disk-usage")]
+    DiskUsage(disk_usage::DiskUsage),
+    Diff(diff::Diff),
     #[command(name = "rm", visible_alias = "remove")]
     Remove(remove::Remove),
     Resize(resize::Resize),
@@ -212,6 +217,8 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Create(create) => create.run(&cluster).await,
             Verb::List(list) => list.run(&cluster).await,
             Verb::Info(info) => info.run(&cluster).await,
+            Verb::DiskUsage(usage) => usage.run(&cluster).await,
+            Verb::Diff(diff) => diff.run(&cluster).await,
             Verb::Remove(remove) => remove.run(&cluster).await,
             Verb::Resize(resize) => resize.run(&cluster).await,
             Verb::Rename(rename) => rename.run(&cluster).await,

@@ -15,7 +15,7 @@ use crate::image::transfer::{Reader, Writer, nonzero};
 use crate::image::{Image, OpenOptions, Segment};
 use crate::pool::Pool;
 
-/// What a copy of the image is like unless somebody says otherwise.
+/// What a copy of the image is like unless somebody says otherwise: but that it is kept where other new images are.
 pub fn like(image: &Image) -> CreateOptions {
     let header = image.header();
     let striped = header.features.contains(Features::STRIPING);
@@ -26,7 +26,7 @@ pub fn like(image: &Image) -> CreateOptions {
         stripe_unit: if striped { unit } else { 0 },
         stripe_count: if striped { count } else { 0 },
         features: super::supported(header.features - Features::IMPLICIT),
-        data_pool: header.data_pool.map(|_| image.data_pool().clone()),
+        data_pool: None,
         metadata: BTreeMap::new(),
     }
 }

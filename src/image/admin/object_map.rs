@@ -220,7 +220,7 @@ impl Drop for Claim {
     }
 }
 
-async fn list_snaps(pool: &Pool, object: &str) -> Result<ObjectSnaps> {
+pub(super) async fn list_snaps(pool: &Pool, object: &str) -> Result<ObjectSnaps> {
     match pool.list_snaps(object).await {
         Err(error) if error.kind() == Kind::NotFound => Ok(ObjectSnaps::default()),
         snaps => snaps,
