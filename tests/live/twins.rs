@@ -300,8 +300,8 @@ impl Twins<'_> {
         }
     }
 
-    /// librbd compares the object maps of head and snapshots, if there are any, with the objects: what is wrong is told by
-    /// flags.
+    /// librbd compares the object maps of head and snapshots, if there are any, with the objects: what is wrong is told
+    /// by flags.
     fn maps_are_right(&self, image: &str) {
         let head = format!("{{}}/{image}");
         let info =
