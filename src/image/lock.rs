@@ -106,6 +106,26 @@ impl Owner {
     }
 }
 
+/// The exclusive lock of an image, as this client knows it without asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Locked {
+    /// The image has no such feature.
+    Never,
+    /// This client owns it.
+    Ours {
+        /// The lock's cookie.
+        cookie: String,
+        /// Whether the object map can be trusted, if there is one.
+        map_valid: Option<bool>,
+    },
+    /// It does not.
+    NotOurs {
+        /// The id of the client that last said that it does.
+        owner: Option<u64>,
+    },
+}
+
 /// What whoever wants the lock for more than writing is told.
 pub(super) enum Tried {
     /// We have it, and keep it while this is there.
@@ -179,6 +199,19 @@ impl Lock {
     /// So many writes wait no more.
     pub(super) fn unpark(&self, count: usize) {
         self.parked.fetch_sub(count, Ordering::SeqCst);
+    }
+
+    /// What is known of the lock, for whoever asks how this process is.
+    pub(super) fn tell(&self) -> Locked {
+        let state = self.state();
+        match &state.held {
+            Some(cookie) => Locked::Ours {
+                cookie: cookie.clone(),
+                map_valid: state.map.as_ref().map(|map| map.is_trusted()),
+            },
+            None if state.owner == ClientId::default() => Locked::NotOurs { owner: None },
+            None => Locked::NotOurs { owner: Some(state.owner.gid) },
+        }
     }
 
     pub(super) fn is_held(&self) -> bool {

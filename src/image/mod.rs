@@ -30,6 +30,7 @@ pub use proto::rbd::notify::Maintenance;
 
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};
 use self::live::{Current, Live};
+pub use self::lock::Locked;
 use self::lock::{Keeper, Lock};
 use self::maintain::Requests;
 use self::parent::Parent;
@@ -352,6 +353,14 @@ impl Image {
     /// here.
     pub fn is_read_only(&self) -> bool {
         self.0.read_only || self.0.current.get().refusal.is_some()
+    }
+
+    /// Who has its exclusive lock, as far as is known without asking.
+    pub fn locked(&self) -> Locked {
+        match self.header().features.contains(Features::EXCLUSIVE_LOCK) {
+            true => self.0.lock.tell(),
+            false => Locked::Never,
+        }
     }
 
     /// What its users have in flight: requests, and the bytes that these carry or ask for.

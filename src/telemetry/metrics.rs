@@ -10,7 +10,7 @@ use super::serve::serve;
 use super::{Listening, Telemetry};
 use crate::cluster::{Cluster, Status};
 use crate::error::{Error, Kind, Result};
-use crate::image::Image;
+use crate::image::{Image, Locked};
 
 /// Operations that are older than this are slow (Ceph's `osd_op_complaint_time`).
 const SLOW_SECONDS: u64 = 30;
@@ -253,10 +253,13 @@ fn of_ops(text: &mut Text, of: &[(&Status, String)]) {
 
 fn of_images(text: &mut Text, images: &[Image]) {
     type Value = fn(&Image) -> u64;
-    let metrics: [(&str, &str, Value); 4] = [
+    let metrics: [(&str, &str, Value); 5] = [
         ("size_bytes", "Size of the image.", Image::size),
         ("read_only", "Whether writes to the image are refused.", |image| {
             image.is_read_only().into()
+        }),
+        ("lock_owned", "Whether this client has the image's exclusive lock.", |image| {
+            matches!(image.locked(), Locked::Ours { .. }).into()
         }),
         ("requests_in_flight", "Requests on the image that are not complete.", |image| {
             image.in_flight().0

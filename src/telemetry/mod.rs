@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 pub use self::socket::ask;
 use crate::cluster::{Cluster, Status};
 use crate::error::Result;
-use crate::image::Image;
+use crate::image::{Image, Locked};
 
 /// Says what there is to say about something: called whenever somebody asks.
 type Section = Box<dyn Fn() -> Value + Send + Sync>;
@@ -257,6 +257,16 @@ fn image_json(image: &Image) -> Value {
         "read_only": image.is_read_only(),
         "requests_in_flight": requests,
         "bytes_in_flight": bytes,
+        "lock": match image.locked() {
+            Locked::Ours { cookie, map_valid } => {
+                json!({ "state": "owned", "cookie": cookie, "object_map_valid": map_valid })
+            }
+            Locked::NotOurs { owner } => json!({
+                "state": "not owned",
+                "owner": owner.map(|client| format!("client.{client}")),
+            }),
+            Locked::Never => json!({ "state": "none" }),
+        },
     })
 }
 

@@ -96,6 +96,7 @@ fn what_a_server_tells_adds_up_whoever_asks() {
     assert_eq!(sum(&after, "ceph_native_watches", &[]), 1.0);
     assert_eq!(sum(&after, "ceph_native_image_size_bytes", &["rbd/telling"]), f64::from(32 << 20));
     assert!(sum(&after, "process_resident_memory_bytes", &[]) > 1e6);
+    assert_eq!(sum(&after, "ceph_native_image_lock_owned", &["rbd/telling"]), 0.0);
     assert_eq!(scrape(&metrics, "/").0, "HTTP/1.1 404 Not Found");
 
     // Ceph's tool learns what can be asked, and asks.
@@ -125,6 +126,31 @@ fn what_a_server_tells_adds_up_whoever_asks() {
     assert_eq!(serve.terminate().0, 0);
     let gone = ceph.ours(&["status", "--daemon", &socket]).refused();
     assert!(gone.contains("admin socket"), "{gone}");
+}
+
+#[test]
+fn who_has_the_lock_is_told() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "32M", "locking"]);
+    let socket = ceph.dir().join("locking.asok").to_str().unwrap().to_owned();
+    let serve = ceph.serve(&["rbd/locking", "--admin-socket", &socket]);
+    let told = || {
+        let told = ceph.run("ceph", &["--admin-daemon", &socket, "status"]).json();
+        told["images"][0]["lock"].clone()
+    };
+    assert_eq!(told()["state"], "not owned");
+    let write = |uri: &str| ceph.run("qemu-io", &["-f", "raw", "-c", "write 0 4k", uri]).ok();
+    write(&serve.uri("rbd/locking"));
+    let lock = told();
+    assert_eq!(lock["state"], "owned", "{lock}");
+    let (_, cookie) = ceph.lock_owner("locking").expect("a lock");
+    assert_eq!(lock["cookie"], cookie.as_str());
+    assert_eq!(lock["object_map_valid"], true);
+    let plain = ceph.ours(&["status", "--daemon", &socket]).ok();
+    assert!(plain.contains("rbd/locking: 33554432 bytes, lock owned"), "{plain}");
+    // librbd takes it, and says so.
+    ceph.rbd(&["bench", "--io-type", "write", "--io-size", "4K", "--io-total", "4K", "locking"]);
+    assert_eq!(told()["state"], "not owned");
 }
 
 #[test]

@@ -45,9 +45,13 @@ pub(crate) fn plain(told: &Value) -> String {
     }
     for image in list(&told["images"]) {
         let read_only = if image["read_only"] == true { ", read-only" } else { "" };
+        let lock = match text(&image["lock"]["state"]) {
+            "none" => String::new(),
+            state => format!(", lock {state}"),
+        };
         let _ = writeln!(
             out,
-            "image {}: {} bytes{read_only}; {} requests, {} bytes in flight",
+            "image {}: {} bytes{read_only}{lock}; {} requests, {} bytes in flight",
             text(&image["image"]),
             image["size"],
             image["requests_in_flight"],
