@@ -195,6 +195,13 @@ impl EntityAddr {
     }
 }
 
+impl EntityAddr {
+    /// Without its kind, as `ceph osd blocklist` takes it: the command of Ceph 18 takes no `any:`.
+    pub fn bare(&self) -> String {
+        self.addr.map_or_else(|| "-".to_owned(), |socket| format!("{socket}/{}", self.nonce))
+    }
+}
+
 impl fmt::Display for EntityAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(addr) = self.addr else { return f.write_str("-") };

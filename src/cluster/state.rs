@@ -389,10 +389,9 @@ impl State {
 
     /// Says once, loudly, what every operation that fails from now on cannot say better.
     fn tell_fenced(&self) {
-        let addr = EntityAddr { kind: AddrType::ANY, ..self.local };
         tracing::error!(
             client = self.mon.global_id(),
-            %addr,
+            addr = self.local.bare(),
             epoch = self.objecter.map().map(|map| map.epoch.0),
             "the cluster has fenced this client off (blocklisted it): all I/O fails from now on, and nothing of it is \
              applied. Another host took over its images, or an administrator fenced this one off: `ceph osd blocklist \

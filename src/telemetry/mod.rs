@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::objecter::{OpStats, SlowOp};
-use proto::types::{AddrType, EntityAddr};
+use proto::types::EntityAddr;
 use serde_json::{Map, Value, json};
 
 pub use self::socket::ask;
@@ -170,7 +170,7 @@ fn cluster_json(status: &Status) -> Value {
         let table = &session.table;
         json!({
             "osd": table.osd.0,
-            "addr": address(&table.addr),
+            "addr": table.addr.bare(),
             "state": if table.open { "open" } else { "opening" },
             "ops": table.ops,
             "bytes": table.bytes,
@@ -192,11 +192,11 @@ fn cluster_json(status: &Status) -> Value {
         "fsid": status.fsid.to_string(),
         "entity": status.entity,
         "client": status.global_id,
-        "addr": address(&status.addr),
+        "addr": status.addr.bare(),
         "osdmap_epoch": status.epoch.0,
         "fenced": status.fenced,
         "failed": status.failed.as_ref().map(|(_, why)| why),
-        "monitors": status.monitors.iter().map(address).collect::<Vec<_>>(),
+        "monitors": status.monitors.iter().map(EntityAddr::bare).collect::<Vec<_>>(),
         "sessions": sessions.collect::<Vec<_>>(),
         "watches": watches.collect::<Vec<_>>(),
         "ops_in_flight": status.ops,
@@ -268,9 +268,4 @@ fn image_json(image: &Image) -> Value {
             Locked::Never => json!({ "state": "none" }),
         },
     })
-}
-
-/// An address as blocklists have it.
-fn address(addr: &EntityAddr) -> String {
-    EntityAddr { kind: AddrType::ANY, ..*addr }.to_string()
 }

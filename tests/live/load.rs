@@ -41,8 +41,8 @@ pub(crate) fn under_load(ceph: &Ceph, options: &[&str], happening: impl FnOnce(&
     serve.log()
 }
 
-/// Ends the load, also when what happens fails.
-struct Over<'a>(&'a AtomicBool);
+/// Ends the load, also when what happens fails: whoever waits for its threads would wait for ever.
+pub(crate) struct Over<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {

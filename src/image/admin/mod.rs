@@ -54,10 +54,7 @@ use crate::pool::Pool;
 
 /// An address of a client as `rbd` prints it: without saying which messenger it is for.
 pub fn address_text(addr: &EntityAddr) -> String {
-    match addr.addr {
-        Some(socket) => format!("{socket}/{}", addr.nonce),
-        None => "-".to_owned(),
-    }
+    addr.bare()
 }
 
 /// Entries of a directory that are asked for at a time.

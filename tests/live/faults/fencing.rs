@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nbd::device::Errno;
 
 use super::{export, wait_until};
+use crate::load::Over;
 use crate::releases;
 use crate::support::{Ceph, Ledger, Options, Release, Store};
 
@@ -35,6 +36,7 @@ fn fenced(release: Release) {
 
     let (over, ledger) = (AtomicBool::new(false), Mutex::new(Ledger::new(SIZE)));
     let (worked, known) = scope(|scope| {
+        let end = Over(&over);
         let worker = scope.spawn(|| {
             let mut ledger = ledger.lock().unwrap();
             ledger.work(&serve.socket, "rbd/image", || over.load(Ordering::Relaxed))
@@ -45,7 +47,7 @@ fn fenced(release: Release) {
         wait_until("it knows that it is fenced", || status()["fenced"] == true);
         let known = Instant::now();
         sleep(Duration::from_secs(3));
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         (worker.join().unwrap(), known)
     });
     let log = serve.log();

@@ -1,5 +1,7 @@
 //! Our own process dies at any moment: what it acknowledged is there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
@@ -18,7 +20,9 @@ fn killed(release: Release, rounds: u64) {
     let store = Store::Memstore;
     let ceph = Ceph::start(Options { release, osds: 3, store, ..Options::default() });
     ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "image"]);
+    let progress = Arc::new(AtomicU64::new(0));
     let mut ledger = Ledger::new(8 << 20);
+    ledger.progress = Arc::clone(&progress);
     let mut done = 0;
     for round in 0..rounds {
         let serve = ceph.serve(&["rbd/image"]);
@@ -26,7 +30,11 @@ fn killed(release: Release, rounds: u64) {
         // Odd, so that no moment of the work is met again and again.
         let moment = Duration::from_millis(50 + round * 7919 % 700);
         scope(|scope| {
+            let (progress, before) = (Arc::clone(&progress), progress.load(Ordering::Relaxed));
             let worker = scope.spawn(|| ledger.work(&socket, "rbd/image", || false));
+            while progress.load(Ordering::Relaxed) == before && !worker.is_finished() {
+                sleep(Duration::from_millis(1));
+            }
             sleep(moment);
             // It gets no chance to say anything: SIGKILL.
             drop(serve);

@@ -6,6 +6,7 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use super::export;
+use crate::load::Over;
 use crate::support::{Ceph, Ledger, Netns, Options, Release, Serve, Store};
 use crate::{full, releases};
 
@@ -35,6 +36,7 @@ fn broken_networks(release: Release) {
     ledger.progress = Arc::clone(&progress);
     let seconds = |short, long| Duration::from_secs(if full() { long } else { short });
     let worked = scope(|scope| {
+        let end = Over(&over);
         let worker = scope
             .spawn(|| ledger.work(&serve.socket, "rbd/image", || over.load(Ordering::Relaxed)));
         let fault = |what: &str, time, begin: &dyn Fn(), end: &dyn Fn()| {
@@ -74,7 +76,7 @@ fn broken_networks(release: Release) {
         eprintln!("2 % of all packets lost: {rate:.0} requests per second");
         assert!(rate > 5.0, "{rate} requests per second");
         clear();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         worker.join().unwrap()
     });
     serve.assert_running();

@@ -5,6 +5,7 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use super::export;
+use crate::load::Over;
 use crate::support::{Ceph, Ledger, Options, Release, Serve, Store};
 use crate::{fio_report, full, run};
 
@@ -43,6 +44,7 @@ fn thrash(release: Release, size: &str, min_size: &str, time: Duration) {
     let mut ledger = Ledger::new(32 << 20);
     let mut thrasher = Thrasher::new(&ceph);
     let worked = scope(|scope| {
+        let end = Over(&over);
         let worker = scope
             .spawn(|| ledger.work(&serve.socket, "rbd/image", || over.load(Ordering::Relaxed)));
         let verifier = scope.spawn(|| {
@@ -58,7 +60,7 @@ fn thrash(release: Release, size: &str, min_size: &str, time: Duration) {
             thrasher.step();
         }
         thrasher.restore();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let rounds = verifier.join().unwrap();
         let worked = worker.join().unwrap();
         eprintln!(
@@ -137,7 +139,7 @@ impl<'a> Thrasher<'a> {
         }
         let osd = self.random(OSDS);
         let name = osd.to_string();
-        let what = match self.random(12) {
+        let what = match self.random(13) {
             0..=2 if self.osds_down.len() < 2 && !self.osds_down.contains(&osd) => {
                 self.ceph.kill_osd(osd);
                 self.osds_down.push(osd);
@@ -189,7 +191,16 @@ impl<'a> Thrasher<'a> {
                 }
                 "splits"
             }
-            11 => {
+            // As far as it gets: groups merge only when their OSDs are ready for it.
+            11 if self.pgs > 32 => {
+                self.pgs -= 1;
+                let pgs = self.pgs.to_string();
+                for number in ["pg_num", "pgp_num", "pgp_num_actual", "pg_num_actual"] {
+                    self.try_ceph(&["osd", "pool", "set", "rbd", number, &pgs]);
+                }
+                "merges"
+            }
+            12 => {
                 self.try_ceph(&["osd", "set", "pause"]);
                 self.paused = true;
                 "pauses"

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{export, wait_until};
 use crate::full;
+use crate::load::Over;
 use crate::support::{Ceph, Ledger, Options, Release, Store};
 
 /// So many monitors and OSDs. Where they only restart, few are enough.
@@ -25,6 +26,7 @@ fn an_image_is_used_while_every_daemon_goes_to_the_next_release() {
     let over = AtomicBool::new(false);
     let mut ledger = Ledger::new(32 << 20);
     let worked = scope(|scope| {
+        let end = Over(&over);
         let worker = scope
             .spawn(|| ledger.work(&serve.socket, "rbd/image", || over.load(Ordering::Relaxed)));
         for release in releases {
@@ -32,7 +34,7 @@ fn an_image_is_used_while_every_daemon_goes_to_the_next_release() {
             upgrade(&ceph, *release);
         }
         sleep(Duration::from_secs(2));
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         worker.join().unwrap()
     });
     serve.assert_running();

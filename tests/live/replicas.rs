@@ -1,0 +1,64 @@
+//! Reads are answered by replicas where that is asked for.
+
+use crate::support::{Ceph, Options};
+use crate::{fio_report, releases, run};
+
+const OSDS: usize = 3;
+const READS: u64 = 600;
+
+#[test]
+fn reads_go_where_they_are_told_to() {
+    for &release in releases() {
+        let ceph = Ceph::start(Options { release, osds: OSDS as u32, ..Options::default() });
+        // One OSD in a host, so that there is one that is near.
+        for osd in 0..OSDS {
+            let (name, host) = (format!("osd.{osd}"), format!("host=near{osd}"));
+            ceph.ceph(&["osd", "crush", "set", &name, "1.0", "root=default", &host]);
+        }
+        // A single placement group: all reads have the same primary. A replica answers reads of an object only once it
+        // heard of a later write in the group (`PeeringState::can_serve_replica_read`): a watch is one.
+        ceph.ceph(&["osd", "pool", "create", "one", "1"]);
+        ceph.ceph(&["osd", "pool", "application", "enable", "one", "rbd"]);
+        ceph.rbd(&["create", "--size", "4M", "--image-feature", "layering", "one/image"]);
+        let data = ceph.dir().join("data");
+        std::fs::write(&data, vec![7; 4 << 20]).unwrap();
+        let image = ceph.serve(&["one/image"]);
+        run("nbdcopy", &[data.to_str().unwrap(), &image.uri("one/image")]).ok();
+        drop(image);
+
+        let primary = answered(&ceph, &[]);
+        assert_eq!(primary.iter().filter(|reads| **reads > READS / 2).count(), 1, "{primary:?}");
+        let balanced = answered(&ceph, &["--rbd-read-from-replica-policy", "balance"]);
+        assert!(balanced.iter().all(|reads| *reads > READS / 6), "{balanced:?}");
+        for near in 0..OSDS {
+            let location = format!("host=near{near}");
+            let policy = ["--rbd-read-from-replica-policy", "localize"];
+            let nearest =
+                answered(&ceph, &[&policy[..], &["--crush-location", &location]].concat());
+            // A few come too early for a replica, and then go to the primary.
+            assert!(nearest[near] > READS * 5 / 6, "{near}: {nearest:?}");
+            assert!(nearest.iter().sum::<u64>() < READS + READS / 6, "{near}: {nearest:?}");
+        }
+    }
+}
+
+/// How many reads each OSD answers while a server with these options is asked for many.
+#[track_caller]
+fn answered(ceph: &Ceph, options: &[&str]) -> [u64; OSDS] {
+    let served = || {
+        std::array::from_fn(|osd: usize| {
+            let name = format!("osd.{osd}");
+            let counters = ceph.run("ceph", &["tell", &name, "perf", "dump"]).json();
+            counters["osd"]["op_r"].as_u64().unwrap()
+        })
+    };
+    let serve = ceph.serve(&[&["one/image"], options].concat());
+    let before: [u64; OSDS] = served();
+    let (uri, reads) = (format!("--uri={}", serve.uri("one/image")), READS.to_string());
+    let load = ["--name=r", "--ioengine=nbd", &uri, "--rw=randread", "--bs=4k", "--iodepth=4"];
+    let rest = ["--size=4M", "--number_ios", &reads, "--output-format=json"];
+    let report = fio_report(&run("fio", &[&load[..], &rest].concat()).ok());
+    assert_eq!(report["jobs"][0]["read"]["total_ios"], READS);
+    let after = served();
+    std::array::from_fn(|osd| after[osd] - before[osd])
+}
