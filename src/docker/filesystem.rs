@@ -224,8 +224,8 @@ pub(crate) fn mounted(target: &Path) -> Option<String> {
     mount_source(&text, target)
 }
 
-/// For each of these mount points of ours, whether what is mounted there can be seen anywhere else: under another path, in
-/// this mount namespace or that of any process. A copy of our own mount, as every namespace that was split off this
+/// For each of these mount points of ours, whether what is mounted there can be seen anywhere else: under another path,
+/// in this mount namespace or that of any process. A copy of our own mount, as every namespace that was split off this
 /// one has it, does not count.
 pub(crate) fn seen_elsewhere(points: &[PathBuf]) -> Vec<bool> {
     let own = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -156,7 +156,8 @@ async fn again(image: &Inner, watch: &mut Watch) -> bool {
         };
         let error = match result.await {
             Ok(()) => {
-                tracing::info!(image = image.spec(), "watching the image again");
+                // As loud as the warning that it ends.
+                tracing::warn!(image = image.spec(), "watching the image again");
                 return true;
             }
             Err(error) => error,

@@ -117,7 +117,8 @@ pub(crate) struct Ceph {
 }
 
 /// Waits for its standard input to end, which it does however the test process ends, then ends the processes whose ids
-/// it was told, unmounts what is mounted in the folder and removes it. An id counts only while its command line names the folder: ids get reused.
+/// it was told, unmounts what is mounted in the folder and removes it. An id counts only while its command line names
+/// the folder: ids get reused.
 const REAPER: &str = r#"
 trap '' INT TERM HUP
 mine() { for p in $pids; do grep -aqsF -- "$1/" /proc/$p/cmdline && echo $p; done; }
