@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use proto::rbd::notify::snap_create::SKIP_QUIESCE;
 use proto::rbd::notify::{self, Maintenance, Notice, RequestId};
 use proto::rbd::{Features, names};
 use tokio::sync::mpsc;
@@ -38,7 +39,7 @@ const EOPNOTSUPP: i32 = 95;
 /// What was asked of the owner, and what we do for others.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    last: AtomicU64,
+    pub(super) last: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -109,6 +110,20 @@ impl Image {
             let what = format!("image {} is open for reading only", self.spec());
             return Err(Error::new(Kind::ReadOnly, what));
         }
+        let Maintenance::SnapCreate { namespace, name, flags } = what else {
+            return self.have_done(what, progress).await;
+        };
+        // Before the lock is looked at: whoever pauses may need it to write out what is cached.
+        let paused = self.have_pause(*flags, progress).await?;
+        let (namespace, name) = (namespace.clone(), name.clone());
+        let what = Maintenance::SnapCreate { namespace, name, flags: flags | SKIP_QUIESCE };
+        let done = self.have_done(&what, progress).await;
+        self.let_go_on(paused).await;
+        done
+    }
+
+    /// Does it here, or has the lock's owner do it.
+    async fn have_done(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
         let id = RequestId {
             client: self.0.client_id(),
             number: self.0.requests.last.fetch_add(1, Ordering::Relaxed) + 1,
@@ -162,8 +177,11 @@ impl Image {
                 admin::resize(self, *size, *may_shrink, progress).await
             }
             Maintenance::Flatten => admin::flatten(self, progress).await,
-            Maintenance::SnapCreate { namespace, name, .. } => {
-                admin::create_snapshot(self, namespace, name).await.map(drop)
+            Maintenance::SnapCreate { namespace, name, flags } => {
+                let paused = self.have_pause(*flags, progress).await?;
+                let taken = admin::create_snapshot(self, namespace, name).await;
+                self.let_go_on(paused).await;
+                taken.map(drop)
             }
             Maintenance::SnapRemove { namespace, name } => {
                 let snap = admin::find_snapshot(self, namespace, name).await?.id;

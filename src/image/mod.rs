@@ -10,6 +10,7 @@ mod maintain;
 mod object_map;
 mod parent;
 mod pending;
+mod quiesce;
 pub mod transfer;
 mod watch;
 
@@ -34,6 +35,8 @@ pub use self::lock::Locked;
 use self::lock::{Keeper, Lock};
 use self::maintain::Requests;
 use self::parent::Parent;
+use self::quiesce::Quiescing;
+pub use self::quiesce::{Pauses, Pausing};
 use self::watch::{Refreshes, Watcher};
 use crate::cluster::{Budget, Cluster};
 use crate::config::ReadFrom;
@@ -136,6 +139,7 @@ struct Inner {
     lock: Lock,
     refreshes: Refreshes,
     requests: Requests,
+    quiescing: Quiescing,
     /// For those who only have what they share with it.
     open: OnceLock<Weak<Open>>,
     read_snap: SnapId,
@@ -237,6 +241,7 @@ impl Image {
             lock: Lock::default(),
             refreshes: Refreshes::default(),
             requests: Requests::default(),
+            quiescing: Quiescing::default(),
             open: OnceLock::new(),
             read_snap,
             read_only,

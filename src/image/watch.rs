@@ -112,6 +112,18 @@ async fn answer(image: &Arc<Inner>, watch: &Watch, notification: &Notification) 
         Ok(Notice::Request(what, id)) => {
             return image.requested(what, id, watch.acknowledgement(notification.id));
         }
+        Ok(Notice::Quiesce(id)) => {
+            let answer = watch.acknowledgement(notification.id);
+            return image.quiescing.pause(id, |reply| answer.send(reply));
+        }
+        Ok(Notice::Unquiesce(id)) => {
+            // librbd tells of the snapshot only after this; what is written in between would be in it.
+            if let Err(error) = image.refresh().await {
+                tracing::error!(image = image.spec(), %error, "after a snapshot");
+            }
+            let answer = watch.acknowledgement(notification.id);
+            return image.quiescing.go_on(id, |reply| answer.send(reply));
+        }
         Ok(notice) => hear(image, notice).map_or_else(Bytes::new, notify::response),
         Err(error) => {
             tracing::warn!(image = image.spec(), %error, "a notification that makes no sense");

@@ -77,6 +77,14 @@ pub enum Notice {
     Unknown(u32),
 }
 
+/// Flags of a request for a snapshot (`SNAP_CREATE_FLAG_*` of `src/librbd/Types.h`, not those of its interface).
+pub mod snap_create {
+    /// Do not have writers pause first.
+    pub const SKIP_QUIESCE: u64 = 1 << 1;
+    /// Go on if some of them cannot.
+    pub const IGNORE_QUIESCE_ERROR: u64 = 1 << 2;
+}
+
 /// What only the owner of the exclusive lock may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -96,7 +104,7 @@ pub enum Maintenance {
         namespace: SnapshotNamespace,
         /// Its name.
         name: String,
-        /// Whether to ask writers to pause first, and what if they don't (`RBD_SNAP_CREATE_*`).
+        /// See [`snap_create`].
         flags: u64,
     },
     /// Remove a snapshot.
@@ -552,7 +560,7 @@ mod tests {
         for what in [
             Maintenance::Flatten,
             Maintenance::Resize { size: 1 << 40, may_shrink: true },
-            Maintenance::SnapCreate { namespace: namespace.clone(), name: name.clone(), flags: 3 },
+            Maintenance::SnapCreate { namespace: namespace.clone(), name: name.clone(), flags: 6 },
             Maintenance::SnapRemove { namespace: namespace.clone(), name: name.clone() },
             Maintenance::SnapRename { snap: SnapId(7), name: name.clone() },
             Maintenance::SnapProtect { namespace: namespace.clone(), name: name.clone() },

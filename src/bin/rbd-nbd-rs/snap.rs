@@ -7,6 +7,7 @@ use ceph_native::image::header::{self, image_id};
 use ceph_native::image::{Image, Maintenance, OpenOptions};
 use clap::Subcommand;
 use proto::rbd::cls::{SnapshotInfo, SnapshotNamespace};
+use proto::rbd::notify::snap_create;
 use proto::types::{SnapId, UTime};
 
 use crate::output::{Format, Side, Tree, local_time, print, table};
@@ -46,11 +47,11 @@ pub(crate) enum Snap {
 pub(crate) struct Create {
     #[command(flatten)]
     snapshot: SnapArgs,
-    /// Do not ask writers to pause (they are not asked).
-    #[arg(long, hide = true)]
+    /// Do not have writers pause while the snapshot is taken.
+    #[arg(long)]
     skip_quiesce: bool,
-    /// Do not fail if they do not (they are not asked).
-    #[arg(long, hide = true)]
+    /// Take it even if one of them cannot pause.
+    #[arg(long)]
     ignore_quiesce_error: bool,
     /// Show no progress (there is none).
     #[arg(long, hide = true)]
@@ -149,7 +150,10 @@ impl Snap {
                 let spec = create.snapshot.snapshot()?;
                 let (image, name) = head(cluster, spec).await?;
                 let namespace = SnapshotNamespace::User;
-                maintained(image, Maintenance::SnapCreate { namespace, name, flags: 0 }).await
+                let flag = |set: bool, flag| if set { flag } else { 0 };
+                let flags = flag(create.skip_quiesce, snap_create::SKIP_QUIESCE)
+                    | flag(create.ignore_quiesce_error, snap_create::IGNORE_QUIESCE_ERROR);
+                maintained(image, Maintenance::SnapCreate { namespace, name, flags }).await
             }
             Self::List(list) => list.run(cluster).await,
             Self::Remove(remove) => remove.run(cluster).await,
