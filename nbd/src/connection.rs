@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes, BytesMut};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -26,9 +27,9 @@ use crate::request::{self, Pending, Refusal, Terms};
 use crate::wire::{RequestHeader, command};
 
 /// A socket: what the server needs of one.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// What connections count.
 #[derive(Default)]
@@ -50,6 +51,8 @@ pub(crate) enum Phase {
     Serving,
     /// What is in flight is finished, nothing new is begun.
     Draining,
+    /// The same, and connections of the kernel's are given to whoever serves them next.
+    HandingOver,
     /// Everything ends at once.
     Ended,
 }
@@ -83,8 +86,9 @@ pub(crate) async fn serve(
     counters.connections.fetch_add(1, Ordering::Relaxed);
     tracing::debug!(export = agreed.export.name, structured = agreed.structured, "connected");
     let mut ending = phase.clone();
+    let mut transmission = Transmission::new(stream, agreed, input, counters);
     tokio::select! {
-        end = Transmission::new(stream, agreed, input, counters).run(phase) => end,
+        end = transmission.run(phase) => end,
         _ = ending.wait_for(|phase| *phase == Phase::Ended) => Ok(()),
     }
 }
@@ -92,21 +96,27 @@ pub(crate) async fn serve(
 /// Serves the kernel, which was told everything that the handshake is for, until it leaves or the server shuts down.
 ///
 /// It is left when nothing is in flight, or without an answer to what is: the kernel asks again whoever serves it next.
+/// If it is to be handed over, what is returned is how.
 pub(crate) async fn serve_kernel(
-    stream: impl Stream,
+    mut stream: UnixStream,
+    input: BytesMut,
     export: Export,
     counters: &Counters,
     phase: watch::Receiver<Phase>,
-) -> Result<(), ConnectionError> {
+) -> Result<Option<(UnixStream, BytesMut)>, ConnectionError> {
     let agreed = Agreed { export, structured: false, extents: false };
     counters.connections.fetch_add(1, Ordering::Relaxed);
     let mut ending = phase.clone();
-    let mut transmission = Transmission::new(stream, agreed, BytesMut::new(), counters);
+    let mut transmission = Transmission::new(&mut stream, agreed, input, counters);
     transmission.asked_again = true;
     tokio::select! {
-        end = transmission.run(phase) => end,
-        _ = ending.wait_for(|phase| *phase == Phase::Ended) => Ok(()),
+        end = transmission.run(phase) => end?,
+        _ = ending.wait_for(|phase| *phase == Phase::Ended) => {}
     }
+    let whole = transmission.stands_still() && transmission.is_idle() && !transmission.end_of_input;
+    let input = std::mem::take(&mut transmission.input);
+    drop(transmission);
+    Ok(whole.then_some((stream, input)))
 }
 
 /// `None` if the client left without choosing an export. What follows the handshake stays in `input`.
@@ -167,6 +177,8 @@ struct Transmission<'a, S> {
     draining: Option<usize>,
     /// What is left unanswered is asked again, of whoever serves the client next.
     asked_again: bool,
+    /// The socket is given to somebody else as soon as nothing is in flight.
+    handed_over: bool,
 }
 
 /// What is to be read next.
@@ -198,14 +210,18 @@ impl<'a, S: Stream> Transmission<'a, S> {
             replies: Replies::default(),
             draining: None,
             asked_again: false,
+            handed_over: false,
         }
     }
 
-    async fn run(mut self, mut phase: watch::Receiver<Phase>) -> Result<(), ConnectionError> {
+    async fn run(&mut self, mut phase: watch::Receiver<Phase>) -> Result<(), ConnectionError> {
         let mut drain = pin!(phase.wait_for(|phase| *phase > Phase::Serving));
         let end = poll_fn(|cx| {
-            if self.draining.is_none() && drain.as_mut().poll(cx).is_ready() {
+            if self.draining.is_none()
+                && let Poll::Ready(phase) = drain.as_mut().poll(cx)
+            {
                 self.draining = Some(self.pending.len());
+                self.handed_over = phase.is_ok_and(|phase| *phase == Phase::HandingOver);
             }
             self.poll(cx)
         })
@@ -232,7 +248,10 @@ impl<'a, S: Stream> Transmission<'a, S> {
             if received || parsed || completed || sent {
                 continue;
             }
-            let idle = self.pending.is_empty() && self.replies.bytes() == 0;
+            let idle = self.is_idle();
+            if self.stands_still() && idle {
+                return Poll::Ready(Ok(()));
+            }
             // What comes from now on can be asked of whoever serves the client next: nothing has to be asked again.
             if self.asked_again && self.draining.is_some() && idle && self.input.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -245,9 +264,19 @@ impl<'a, S: Stream> Transmission<'a, S> {
         }
     }
 
+    /// Whether all that was asked is answered.
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.replies.bytes() == 0
+    }
+
+    /// Whether what comes next is for somebody else: not in the middle of a request that is refused.
+    fn stands_still(&self) -> bool {
+        self.handed_over && self.asked_again && matches!(self.reading, Reading::Request)
+    }
+
     /// Whether nothing more will be read from the socket.
     fn is_last_read(&self) -> bool {
-        let leaves = self.draining.is_some() && !self.asked_again;
+        let leaves = self.draining.is_some() && (!self.asked_again || self.stands_still());
         self.end_of_input || leaves || matches!(self.reading, Reading::Nothing(_))
     }
 
@@ -297,7 +326,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
 
     /// Takes requests off the input and hands them to the device, as one batch.
     fn parse(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.input.is_empty() {
+        if self.input.is_empty() || self.stands_still() {
             return false;
         }
         let mut parsed = false;
@@ -315,7 +344,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
                 self.answer_error(cookie, refusal);
                 parsed = true;
             }
-            if let Reading::Nothing(_) = self.reading {
+            if matches!(self.reading, Reading::Nothing(_)) || self.stands_still() {
                 break;
             }
             let Some(bytes) = self.input.first_chunk() else { break };

@@ -36,8 +36,8 @@ unsafe impl Ioctl for Call {
 /// A call with a number, or with nothing (0). For opcodes that take no address.
 pub(crate) fn number(fd: impl AsFd, opcode: Opcode, argument: usize) -> io::Result<i32> {
     let call = Call { opcode, argument: std::ptr::without_provenance_mut(argument) };
-    // SAFETY: what the callers in this crate pass here (loop's and nbd's opcodes with numbers) the kernel doesn't
-    // take for an address.
+    // SAFETY: what the callers in this crate pass here (opcodes of loop, nbd and file systems with numbers) the kernel
+    // doesn't take for an address.
     #[expect(unsafe_code, reason = "the kernel reads the number as a number")]
     unsafe {
         ioctl(fd, call)

@@ -26,6 +26,8 @@ mod connection;
 pub mod device;
 mod exports;
 #[cfg(target_os = "linux")]
+pub mod freeze;
+#[cfg(target_os = "linux")]
 pub mod fuse;
 #[cfg(target_os = "linux")]
 mod ioctl;

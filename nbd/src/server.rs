@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
@@ -36,6 +37,8 @@ struct Shared {
     open: AtomicUsize,
     /// A connection is open no more.
     left: Notify,
+    /// Connections of the kernel's that are ready for whoever serves them next, and what was read of them already.
+    handed: Mutex<Vec<(UnixStream, BytesMut)>>,
 }
 
 impl Server {
@@ -84,9 +87,11 @@ impl Server {
 
     /// Serves the default export to the kernel's client on the other end of `stream`. There is no handshake: the
     /// kernel was told what the export is like when it was given its end. Must be called in a tokio runtime.
-    pub fn adopt(&self, stream: UnixStream) {
+    ///
+    /// `input` is what was read of it already, by whoever has served it before.
+    pub fn adopt(&self, stream: UnixStream, input: BytesMut) {
         if let Some(export) = self.exports.iter().next() {
-            self.acceptor().adopt(stream, export.clone());
+            self.acceptor().adopt(stream, input, export.clone());
         }
     }
 
@@ -107,6 +112,18 @@ impl Server {
             shared: self.shared.clone(),
             phase: self.phase.subscribe(),
         }
+    }
+
+    /// Stops reading, answers what is in flight, and gives up the kernel's connections, each with what was read of it
+    /// already. Those of which something is in flight after `grace` are not among them: they are closed.
+    pub async fn hand_over(self, grace: Duration) -> Vec<(UnixStream, BytesMut)> {
+        self.phase.send_replace(Phase::HandingOver);
+        if timeout_at(Instant::now() + grace, self.phase.closed()).await.is_err() {
+            self.phase.send_replace(Phase::Ended);
+            self.phase.closed().await;
+        }
+        let mut handed = self.shared.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *handed)
     }
 
     /// Stops accepting and reading, answers what is in flight, flushes the devices and closes everything. What is not
@@ -175,7 +192,7 @@ struct Acceptor {
     phase: watch::Receiver<Phase>,
 }
 
-async fn accept<S: Stream>(acceptor: Acceptor, next: impl AsyncFn() -> io::Result<S>) {
+async fn accept<S: Stream + 'static>(acceptor: Acceptor, next: impl AsyncFn() -> io::Result<S>) {
     let mut phase = acceptor.phase.clone();
     loop {
         let accepted = tokio::select! {
@@ -193,7 +210,7 @@ async fn accept<S: Stream>(acceptor: Acceptor, next: impl AsyncFn() -> io::Resul
 }
 
 impl Acceptor {
-    fn start(&self, stream: impl Stream) {
+    fn start(&self, stream: impl Stream + 'static) {
         let open = Open(self.shared.clone());
         if open.0.open.fetch_add(1, Ordering::Relaxed) >= limits::CONNECTIONS {
             tracing::warn!("a connection was refused: {} are open", limits::CONNECTIONS);
@@ -211,13 +228,16 @@ impl Acceptor {
 }
 
 impl Acceptor {
-    fn adopt(&self, stream: UnixStream, export: Export) {
+    fn adopt(&self, stream: UnixStream, input: BytesMut, export: Export) {
         let open = Open(self.shared.clone());
         open.0.open.fetch_add(1, Ordering::Relaxed);
         let phase = self.phase.clone();
         tokio::spawn(async move {
-            match connection::serve_kernel(stream, export, &open.0.counters, phase).await {
-                Ok(()) => tracing::debug!("the kernel has disconnected"),
+            match connection::serve_kernel(stream, input, export, &open.0.counters, phase).await {
+                Ok(None) => tracing::debug!("the kernel has disconnected"),
+                Ok(Some(handed)) => {
+                    open.0.handed.lock().unwrap_or_else(PoisonError::into_inner).push(handed);
+                }
                 Err(error) => tracing::warn!(%error, "a connection of the kernel's"),
             }
         });

@@ -1,4 +1,5 @@
-//! Pausing those who write while a snapshot is taken, so that file systems are whole in it (`src/librbd/ImageWatcher.cc`).
+//! Pausing those who write while a snapshot is taken, so that file systems are whole in it
+//! (`src/librbd/ImageWatcher.cc`).
 //!
 //! Whoever takes a snapshot asks all who watch the image to pause, again and again until each has answered, and tells
 //! them afterwards that they may go on. If it dies in between, they go on after a while.

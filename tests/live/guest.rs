@@ -1,35 +1,92 @@
 //! `map` with the kernel's NBD client, in a guest whose kernel has it: the same bytes as krbd and librbd see, and
 //! devices that outlive their processes and their cluster.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::support::{Ceph, Guest, Options, run};
 use crate::{full, sha256};
 
-#[test]
-fn images_are_devices_of_the_kernels_nbd_client() {
+/// Ends what a test that failed has left.
+const CLEAR: &str = "cd /; umount -l /mnt 2> /dev/null
+for cookie in $(rbd-nbd-rs list-mapped --all | awk 'NR > 1 { print $NF }'); do
+    rbd-nbd-rs unmap --force --cookie $cookie
+done; rm -rf /tmp/*; true";
+
+/// Runs a test in the guest, in turn with all others: one boot is enough for all of them.
+fn in_guest(test: impl FnOnce(&Ceph, &Guest)) {
+    static LAB: OnceLock<Mutex<(Ceph, Guest)>> = OnceLock::new();
+
     if !cfg!(target_arch = "x86_64") {
         // Debian's kernel and QEMU's machine are those of a PC.
         return;
     }
-    let ceph = Ceph::start(Options::default());
-    let guest = Guest::boot(&ceph);
-    a_file_system_whose_bytes_all_clients_see(&ceph, &guest);
-    devices_are_left_and_taken_over(&ceph, &guest);
-    processes_die_and_devices_live(&ceph, &guest);
-    a_device_is_as_large_as_its_image(&ceph, &guest);
-    a_frozen_cluster(&ceph, &guest);
-    if full() {
-        partitions_and_file_systems(&ceph, &guest);
-        many_at_once(&ceph, &guest);
-    }
-    let warned = guest.console();
+    let lab = LAB.get_or_init(|| {
+        let ceph = Ceph::start(Options::default());
+        let guest = Guest::boot(&ceph);
+        Mutex::new((ceph, guest))
+    });
+    let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+    let (ceph, guest) = &*lab;
+    guest.run(CLEAR);
+    let before = guest.console().len();
+    test(ceph, guest);
+    let warned = guest.console().split_off(before);
     for word in ["BUG:", "hung", "Call Trace", "panic"] {
         assert!(!warned.contains(word), "{warned}");
     }
 }
 
-fn a_file_system_whose_bytes_all_clients_see(ceph: &Ceph, guest: &Guest) {
+#[test]
+fn a_file_system_whose_bytes_all_clients_see() {
+    in_guest(file_system);
+}
+
+#[test]
+fn devices_are_left_and_taken_over() {
+    in_guest(left_and_taken_over);
+}
+
+#[test]
+fn processes_die_and_devices_live() {
+    in_guest(killed);
+}
+
+#[test]
+fn a_device_is_as_large_as_its_image() {
+    in_guest(resized);
+}
+
+#[test]
+fn a_frozen_cluster_goes_on_or_is_left() {
+    in_guest(frozen);
+}
+
+#[test]
+fn partitions_and_other_file_systems() {
+    if full() {
+        in_guest(partitions);
+    }
+}
+
+#[test]
+fn many_at_once_and_in_a_row() {
+    if full() {
+        in_guest(many);
+    }
+}
+
+#[test]
+fn an_upgrade_is_a_short_pause() {
+    in_guest(upgraded);
+}
+
+#[test]
+fn file_systems_are_whole_in_snapshots() {
+    in_guest(quiesced);
+}
+
+fn file_system(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "bytes"]);
     let out = guest.ok("rbd-nbd-rs map bytes --show-cookie --cookie 'abc de' --num-connections 2");
     assert_eq!(out, "/dev/nbd0 abc de\n");
@@ -98,7 +155,7 @@ fn a_file_system_whose_bytes_all_clients_see(ceph: &Ceph, guest: &Guest) {
     assert_eq!(ran.code, 0, "{ran}");
 }
 
-fn partitions_and_file_systems(ceph: &Ceph, guest: &Guest) {
+fn partitions(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "400M", "parts"]);
     guest.ok(
         "DEV=$(rbd-nbd-rs map rbd/parts); printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk $DEV > /dev/null
@@ -119,7 +176,7 @@ fn partitions_and_file_systems(ceph: &Ceph, guest: &Guest) {
 }
 
 /// The process that serves a device is killed, again and again, while fio writes and verifies.
-fn processes_die_and_devices_live(ceph: &Ceph, guest: &Guest) {
+fn killed(ceph: &Ceph, guest: &Guest) {
     // With a lock and without: with one, the dead owner is in the way; without, its last writes could be.
     for (image, features) in
         [("locked", "layering,exclusive-lock,object-map,fast-diff"), ("plain", "layering")]
@@ -152,7 +209,7 @@ fn processes_die_and_devices_live(ceph: &Ceph, guest: &Guest) {
     }
 }
 
-fn devices_are_left_and_taken_over(ceph: &Ceph, guest: &Guest) {
+fn left_and_taken_over(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "left"]);
     let out = guest.run(
         "set -ex
@@ -175,7 +232,7 @@ fn devices_are_left_and_taken_over(ceph: &Ceph, guest: &Guest) {
     assert_eq!(out.code, 0, "{out}");
 }
 
-fn a_device_is_as_large_as_its_image(ceph: &Ceph, guest: &Guest) {
+fn resized(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "grows"]);
     guest.ok("DEV=$(rbd-nbd-rs map rbd/grows); mkfs.ext4 -q $DEV; mount $DEV /mnt
          [ $(blockdev --getsize64 $DEV) = $((64 << 20)) ]");
@@ -195,7 +252,7 @@ fn a_device_is_as_large_as_its_image(ceph: &Ceph, guest: &Guest) {
     guest.ok("rbd-nbd-rs unmap grows");
 }
 
-fn many_at_once(ceph: &Ceph, guest: &Guest) {
+fn many(ceph: &Ceph, guest: &Guest) {
     for i in 0..10 {
         ceph.rbd(&["create", "--size", "8M", &format!("many{i}")]);
     }
@@ -218,7 +275,7 @@ fn many_at_once(ceph: &Ceph, guest: &Guest) {
     }
 }
 
-fn a_frozen_cluster(ceph: &Ceph, guest: &Guest) {
+fn frozen(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "frozen"]);
     let daemons = ["mon.a", "osd.0"].map(|name| ceph.pid(name).to_string());
     let signal =
@@ -246,4 +303,109 @@ fn a_frozen_cluster(ceph: &Ceph, guest: &Guest) {
          umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd; ! pidof sync",
     );
     signal("-CONT");
+}
+
+/// The longest that a request takes while the process that serves the device is replaced, again and again.
+fn upgraded(ceph: &Ceph, guest: &Guest) {
+    for (image, features) in
+        [("new-locked", "layering,exclusive-lock,object-map,fast-diff"), ("new-plain", "layering")]
+    {
+        ceph.rbd(&["create", "--size", "64M", "--image-feature", features, image]);
+        let (upgrades, seconds) = if full() { (6, 30) } else { (2, 12) };
+        let out = guest.ok(&format!(
+            "DEV=$(rbd-nbd-rs map rbd/{image} --num-connections 3)
+             fio --name=v --filename=$DEV --size=32M --rw=randrw --bsrange=512-64k --ioengine=libaio --iodepth=16 \
+                 --direct=1 --time_based --runtime={seconds} --verify=crc32c --verify_backlog=64 --verify_fatal=1 \
+                 --verify_state_save=0 --output-format=json --output=/tmp/fio & FIO=$!
+             sleep 3
+             for i in $(seq {upgrades}); do
+                 BEFORE=$(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}')
+                 [ $(rbd-nbd-rs upgrade $DEV) = $DEV ]
+                 [ $BEFORE != $(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}') ]
+                 for i in $(seq 300); do [ -d /proc/$BEFORE ] || break; sleep 0.1; done; [ ! -d /proc/$BEFORE ]
+             done
+             wait $FIO; cat /run/rbd-nbd-rs/*/log >&2; ! grep -q moment /run/rbd-nbd-rs/*/log
+             rbd-nbd-rs unmap rbd/{image} >&2; cat /tmp/fio"
+        ));
+        let report = crate::fio_report(&out);
+        let longest = ["read", "write"].map(|kind| {
+            report["jobs"][0][kind]["clat_ns"]["max"].as_f64().unwrap_or_else(|| panic!("{out}"))
+                / 1e9
+        });
+        println!("{image}: upgraded under load, longest read and write: {longest:.3?} s");
+        // It is a second on a machine that does nothing else.
+        assert!(longest.iter().all(|seconds| *seconds < 5.0), "{longest:?}");
+    }
+}
+
+fn quiesced(ceph: &Ceph, guest: &Guest) {
+    for (image, features) in
+        [("still", "layering,exclusive-lock,object-map,fast-diff"), ("still-plain", "layering")]
+    {
+        ceph.rbd(&["create", "--size", "64M", "--image-feature", features, image]);
+        guest.ok(&format!(
+            "DEV=$(rbd-nbd-rs map rbd/{image} --quiesce); mkfs.ext4 -q $DEV; mount $DEV /mnt
+             (while [ -e /mnt/lost+found ]; do dd if=/dev/urandom of=/mnt/file bs=64k count=16 2> /dev/null; done) \
+                 > /dev/null 2>&1 &"
+        ));
+        ceph.rbd(&["snap", "create", "--no-progress", &format!("{image}@theirs")]);
+        guest.ok(&format!("rbd-nbd-rs snap create rbd/{image}@ours"));
+        ceph.rbd(&["snap", "create", "--skip-quiesce", &format!("{image}@torn")]);
+        // A file system that was frozen needs no journal; one that was just written to does.
+        let checked = |snap: &str| {
+            guest.ok(&format!(
+                "DEV=$(rbd-nbd-rs map rbd/{image}@{snap}); e2fsck -f -n $DEV 2>&1 || true; rbd-nbd-rs unmap $DEV"
+            ))
+        };
+        for snap in ["theirs", "ours"] {
+            let said = checked(snap);
+            assert!(
+                said.contains("Pass 5") && !said.contains("recovery"),
+                "{image}@{snap}: {said}"
+            );
+        }
+        let torn = checked("torn");
+        assert!(torn.contains("recovery"), "what is not frozen is whole, too: {torn}");
+        guest
+            .ok("echo more > /mnt/more; sync; umount -l /mnt; sleep 1; rbd-nbd-rs unmap /dev/nbd0");
+    }
+
+    // A hook that is not there, that works, that fails, and that takes longer than a notification.
+    let hook = |text: &str| guest.ok(&format!("printf '{text}' > /tmp/hook; chmod +x /tmp/hook"));
+    let snap = |name: &str| {
+        ceph.run("rbd", &["snap", "create", "--no-progress", &format!("still@{name}")])
+    };
+    guest.ok("rbd-nbd-rs map rbd/still --quiesce --quiesce-hook /tmp/hook
+        dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 2>&1");
+    assert_ne!(snap("absent").code, 0);
+    hook("#/bin/sh\\necho $1 > /tmp/$2");
+    snap("works").ok();
+    assert_eq!(guest.ok("cat /tmp/quiesce /tmp/unquiesce"), "/dev/nbd0\n/dev/nbd0\n");
+    hook("#!/bin/sh\\nexit 22");
+    assert_ne!(snap("fails").code, 0);
+    assert_ne!(guest.run("rbd-nbd-rs snap create rbd/still@fails").code, 0);
+    guest.ok("rbd-nbd-rs snap create --ignore-quiesce-error rbd/still@fails");
+    if full() {
+        hook("#!/bin/sh\\n[ $2 = unquiesce ] || sleep 12");
+        snap("slow").ok();
+    }
+    guest.ok(
+        "dd if=/dev/zero of=/dev/nbd0 bs=4k count=1 oflag=direct 2>&1; rbd-nbd-rs unmap rbd/still",
+    );
+
+    // The process that has frozen a file system dies while another device keeps the snapshot waiting.
+    let out = guest.run(
+        "set -ex
+         DEV=$(rbd-nbd-rs map rbd/still-plain --quiesce --reattach-timeout 120); mount $DEV /mnt
+         printf '#!/bin/sh\\n[ $2 = unquiesce ] || sleep 15' > /tmp/hook
+         OTHER=$(rbd-nbd-rs map rbd/still-plain --quiesce --quiesce-hook /tmp/hook --cookie other)
+         rbd-nbd-rs snap create rbd/still-plain@waits & SNAP=$!
+         sleep 8; touch /mnt/waits & TOUCH=$!
+         sleep 2; kill -0 $TOUCH
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/still-plain/ && !/other/ { print $1 }'); sleep 1
+         rbd-nbd-rs attach --all
+         wait $TOUCH; wait $SNAP || true
+         rbd-nbd-rs unmap --cookie other; umount /mnt; rbd-nbd-rs unmap $DEV",
+    );
+    assert_eq!(out.code, 0, "{out}");
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use ceph_native::attach::ImageDevice;
 use ceph_native::error::{Error, Kind, Result};
 use nbd::device::{Device, Geometry};
@@ -18,6 +19,7 @@ use nbd::loop_device::{self, LoopDevice};
 use nbd::{Export, Exports, Server};
 use tokio::task::JoinHandle;
 
+use super::control::Handed;
 use super::state::{DeviceType, failed};
 
 /// The longest request that the kernel is to make, in bytes: an object of the usual size.
@@ -26,6 +28,10 @@ const LONGEST_REQUEST: u32 = 4 << 20;
 /// How long it may take until no request is in flight when the device is left to somebody else. What is not done by
 /// then, the kernel asks again.
 const DETACH: Duration = Duration::from_secs(1);
+
+/// The same when its connections are given to somebody else, who begins with nothing to do: it may take as long as the
+/// cluster takes, which is not the time that handing over takes.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// How often and for how long new sockets are offered to a device whose old ones the kernel has not missed yet.
 const OFFER_PAUSE: Duration = Duration::from_millis(20);
@@ -74,6 +80,15 @@ impl Attached {
         }
     }
 
+    /// Goes on with connections that somebody else has served.
+    pub(crate) async fn adopt(
+        wanted: &Wanted,
+        image: ImageDevice,
+        handed: Vec<Handed>,
+    ) -> Result<Self> {
+        Nbd::adopt(wanted, image, handed).await.map(Self::Nbd)
+    }
+
     /// Its node.
     pub(crate) fn path(&self) -> &Path {
         match self {
@@ -106,6 +121,15 @@ impl Attached {
         }
     }
 
+    /// Gives its connections to somebody else, who is to serve it from now on; none if what is in flight does not end.
+    /// Gives the device back if there cannot be anybody else.
+    pub(crate) async fn hand_over(self) -> std::result::Result<Vec<Handed>, (Self, Error)> {
+        match self {
+            Self::Nbd(nbd) => Ok(nbd.hand_over().await),
+            Self::Fuse(_) => Err((self, only_served_by_one())),
+        }
+    }
+
     /// Leaves the device to somebody else, or gives it back if there cannot be anybody else.
     /// Says whether all that was asked is done.
     pub(crate) async fn leave(self) -> std::result::Result<bool, (Self, Error)> {
@@ -114,12 +138,13 @@ impl Attached {
                 let report = nbd.server.shutdown(DETACH).await;
                 Ok(report.abandoned == 0)
             }
-            Self::Fuse(fuse) => {
-                let what = "a device over FUSE cannot be served by anybody else";
-                Err((Self::Fuse(fuse), Error::new(Kind::Unsupported, what)))
-            }
+            Self::Fuse(_) => Err((self, only_served_by_one())),
         }
     }
+}
+
+fn only_served_by_one() -> Error {
+    Error::new(Kind::Unsupported, "a device over FUSE cannot be served by anybody else")
 }
 
 /// A device of the kernel's NBD client.
@@ -185,6 +210,36 @@ impl Nbd {
             nbd.resize(size).await?;
         }
         Ok(nbd)
+    }
+
+    /// The kernel notices nothing.
+    async fn adopt(wanted: &Wanted, image: ImageDevice, handed: Vec<Handed>) -> Result<Self> {
+        let path = wanted.device.clone().unwrap_or_default();
+        let index = nbd_index(&path)?;
+        let size = image.geometry().size;
+        let (cookie, connections) = (wanted.cookie.clone(), handed.len());
+        let server = server(wanted, image)?;
+        for Handed { socket, read } in handed {
+            let stream = tokio::net::UnixStream::from_std(socket.into());
+            let stream = stream.map_err(|error| failed("a connection of the kernel's", error))?;
+            server.adopt(stream, BytesMut::from(&read[..]));
+        }
+        let nbd = Self { path, index, cookie, connections, server };
+        if sysfs::size(&nbd.path) != Some(size) {
+            nbd.resize(size).await?;
+        }
+        Ok(nbd)
+    }
+
+    async fn hand_over(self) -> Vec<Handed> {
+        let connections = self.server.hand_over(HAND_OVER).await;
+        let handed = connections.into_iter().map(|(stream, read)| {
+            let socket = stream.into_std()?.into();
+            Ok(Handed { socket, read: read.to_vec() })
+        });
+        let handed: io::Result<Vec<_>> = handed.collect();
+        // All of them, or none: who serves the device next is to serve all of it.
+        handed.ok().filter(|handed| handed.len() == self.connections).unwrap_or_default()
     }
 
     /// Offers the kernel sockets in place of those that it has lost.
@@ -362,7 +417,7 @@ fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
     let pairs = (0..count.max(1)).map(|_| {
         let (ours, kernel) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        server.adopt(tokio::net::UnixStream::from_std(ours)?);
+        server.adopt(tokio::net::UnixStream::from_std(ours)?, BytesMut::new());
         Ok(kernel)
     });
     pairs.collect::<io::Result<_>>().map_err(|error| failed("sockets for the kernel", error))

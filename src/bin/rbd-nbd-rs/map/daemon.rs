@@ -18,9 +18,9 @@ use rustix::process::configure_io_flusher_behavior;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::attached::{Attached, Wanted, blocking};
-use super::control::{self, Asked, Command};
+use super::control::{self, Asked, Command, Handed};
 use super::state::{self, Held, Mapping, failed};
-use super::{Options, users};
+use super::{Options, quiesce, unmap, users};
 use crate::spec::Spec;
 
 /// How often the image's size is compared with the device's.
@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long an answer takes to go out.
 const ANSWER: Duration = Duration::from_millis(20);
 
+/// How long the process before may take to hand over the device: longer than it waits for what is in flight.
+const HAND_OVER: Duration = Duration::from_secs(15);
+
 /// How long closing the image may take: the cluster may not be there any more.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -44,21 +47,33 @@ pub(crate) struct Daemon {
     pub(crate) options: Options,
     pub(crate) spec: Spec,
     pub(crate) wanted: Wanted,
-    /// A device that is there waits for it.
-    pub(crate) takes_over: bool,
+    /// Where the device comes from.
+    pub(crate) from: From,
     /// What to write into the state.
     pub(crate) mapping: Mapping,
-    /// The address in the cluster of the process that served the device before, unless that ended in good order.
-    pub(crate) predecessor: Option<String>,
+}
+
+/// Where a device comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// It is to be made.
+    Nothing,
+    /// It waits for somebody to serve it.
+    Waiting,
+    /// Somebody serves it, who is to hand it over.
+    Running,
 }
 
 impl Daemon {
-    /// Makes the device, reports it by `ready`, and serves it until it ends.
+    /// Makes or takes the device, reports it by `ready`, and serves it until it ends.
     pub(crate) async fn run(
         self,
         cluster: &Cluster,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
+        if self.from == From::Running {
+            return self.replace(cluster, ready).await;
+        }
         // Nobody is fenced off who still serves it.
         let held = Held::take(&self.wanted.cookie)?;
         let opened = match self.fence(cluster).await {
@@ -68,23 +83,84 @@ impl Daemon {
         let image = match opened {
             Ok(image) => image,
             Err(error) => {
-                // A device that is there waits for somebody else.
-                if !self.takes_over {
-                    held.remove();
-                }
+                self.give_up(held);
                 return Err(error);
             }
         };
-        let result = self.serve(&image, held, ready).await;
+        let device = ImageDevice::new(image.clone());
+        let made = match self.from {
+            From::Nothing => Attached::new(&self.wanted, device).await,
+            From::Waiting | From::Running => Attached::take_over(&self.wanted, device).await,
+        };
+        let result = match made {
+            Ok(attached) => self.serve(&image, attached, held, ready).await,
+            Err(error) => {
+                self.give_up(held);
+                Err(error)
+            }
+        };
         // So that nobody takes it for being in use until the cluster misses us.
         let _ = tokio::time::timeout(CLOSE, image.close()).await;
         result
     }
 
-    /// Makes sure that nothing more comes of the process before: what it had sent when it died could otherwise be
-    /// carried out after what is written from now on.
+    /// A device that is there waits for somebody else.
+    fn give_up(&self, held: Held) {
+        if self.from == From::Nothing {
+            held.remove();
+        }
+    }
+
+    /// Takes the device from a process that serves it until then.
+    async fn replace(
+        self,
+        cluster: &Cluster,
+        ready: impl FnOnce(&Mapping) -> io::Result<()>,
+    ) -> Result<()> {
+        let image = self.open(cluster).await?;
+        let result = match self.take_from_running(cluster, &image).await {
+            Ok((attached, held)) => self.serve(&image, attached, held, ready).await,
+            Err(error) => Err(error),
+        };
+        let _ = tokio::time::timeout(CLOSE, image.close()).await;
+        result
+    }
+
+    async fn take_from_running(
+        &self,
+        cluster: &Cluster,
+        image: &Image,
+    ) -> Result<(Attached, Held)> {
+        let found = state::find(&self.wanted.cookie)
+            .ok_or_else(|| unmap::not_mapped(&self.wanted.cookie))?;
+        let (client, control) = (own_address(image).await, found.control());
+        let ask = move || Ok(control::ask_to_hand_over(&control, client, HAND_OVER));
+        let asked = blocking(ask).await.map_err(|error| failed("a thread", error))?;
+        let device = ImageDevice::new(image.clone());
+        match asked {
+            Ok(handed) => {
+                // What it closes yet does not keep us from serving.
+                let attached = Attached::adopt(&self.wanted, device, handed).await?;
+                Ok((attached, Held::take_soon(&self.wanted.cookie, HAND_OVER).await?))
+            }
+            // It is of a version that does not know how, or what is in flight does not end.
+            Err(error) => {
+                tracing::warn!(%error, "the device has to wait for a moment");
+                // It may be about to leave, or be gone.
+                let left = blocking(move || Ok(unmap::leave(&found))).await;
+                tracing::debug!(?left, "asked to leave");
+                let held = Held::take_soon(&self.wanted.cookie, HAND_OVER).await?;
+                self.fence(cluster).await?;
+                Ok((Attached::take_over(&self.wanted, device).await?, held))
+            }
+        }
+    }
+
+    /// Makes sure that nothing more comes of the process before, unless that ended in good order: what it had sent when
+    /// it died could otherwise be carried out after what is written from now on.
     async fn fence(&self, cluster: &Cluster) -> Result<()> {
-        let Some(address) = &self.predecessor else { return Ok(()) };
+        let before = state::find(&self.wanted.cookie).filter(|_| self.from != From::Nothing);
+        let Some(address) = before.and_then(|found| found.mapping.client) else { return Ok(()) };
         let command =
             format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{address}"}}"#);
         let fenced = cluster.command(command).await.context("fencing off the process before");
@@ -112,28 +188,14 @@ impl Daemon {
     async fn serve(
         self,
         image: &Image,
+        attached: Attached,
         held: Held,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
-        let Self { options, wanted, mut mapping, takes_over, .. } = self;
+        let Self { options, mut mapping, .. } = self;
         image.pool().name().clone_into(&mut mapping.pool);
         mapping.read_only = image.is_read_only();
         mapping.client = own_address(image).await;
-        let device = ImageDevice::new(image.clone());
-        let made = match takes_over {
-            true => Attached::take_over(&wanted, device).await,
-            false => Attached::new(&wanted, device).await,
-        };
-        let attached = match made {
-            Ok(attached) => attached,
-            Err(error) => {
-                // A device that is still there waits for somebody else.
-                if !takes_over {
-                    held.remove();
-                }
-                return Err(error);
-            }
-        };
         attached.path().clone_into(&mut mapping.device);
         mapping.pid = std::process::id();
         let prepared = held.write(&mapping).and_then(|()| {
@@ -154,6 +216,10 @@ impl Daemon {
             }
         };
         tracing::info!(device = %mapping.device.display(), image = image.spec(), "mapped");
+        if options.quiesce && !image.is_read_only() {
+            let device = mapping.device.clone();
+            tokio::spawn(quiesce::serve(image.pauses(), device, options.quiesce_hook));
+        }
         watch(image, attached, (held, mapping), commands).await
     }
 }
@@ -234,9 +300,25 @@ async fn watch(
         let allowed = match command {
             Command::Unmap => flush_unused(attached.path()).await,
             Command::Force => Ok(()),
+            Command::HandOver { client } => match attached.hand_over().await {
+                Ok(handed) => {
+                    let what = "requests in flight did not end in time";
+                    let ready = match handed.is_empty() {
+                        true => Err(Error::new(Kind::TimedOut, what)),
+                        // From now on it is the other one who writes.
+                        false => held.write(&Mapping { client, ..mapping }).map(|()| handed),
+                    };
+                    tell(answer, ready).await;
+                    return Ok(());
+                }
+                Err((back, error)) => {
+                    attached = back;
+                    Err(error)
+                }
+            },
             Command::Detach => match attached.leave().await {
                 Ok(clean) => {
-                    tell(answer, note_left(&held, mapping, clean)).await;
+                    tell(answer, note_left(&held, mapping, clean).map(|()| Vec::new())).await;
                     return Ok(());
                 }
                 Err((back, error)) => {
@@ -252,7 +334,7 @@ async fn watch(
         let ended = attached.end().await;
         held.remove();
         let told = match &ended {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Vec::new()),
             Err(error) => Err(Error::new(error.kind(), error.to_string())),
         };
         tell(answer, told).await;
@@ -281,7 +363,10 @@ async fn own_address(image: &Image) -> Option<String> {
 }
 
 /// Answers, and gives the answer the time to go out: this process may be about to end.
-async fn tell(answer: tokio::sync::oneshot::Sender<Result<()>>, result: Result<()>) {
+async fn tell(
+    answer: tokio::sync::oneshot::Sender<Result<Vec<Handed>>>,
+    result: Result<Vec<Handed>>,
+) {
     let _ = answer.send(result);
     tokio::time::sleep(ANSWER).await;
 }

@@ -4,6 +4,7 @@ mod attached;
 mod control;
 mod daemon;
 mod list;
+mod quiesce;
 mod state;
 mod unmap;
 mod users;
@@ -22,7 +23,7 @@ use clap::Subcommand;
 use nbd::kernel::sysfs;
 
 use self::attached::Wanted;
-use self::daemon::Daemon;
+use self::daemon::{Daemon, From};
 use self::state::{DeviceType, Found, failed};
 use crate::output::print;
 use crate::spec::{SnapArgs, Spec};
@@ -38,6 +39,9 @@ const CHILD: &str = "RBD_NBD_RS_CHILD";
 const CONNECTIONS: usize = 1;
 const CONNECTIONS_MOST: usize = 64;
 
+/// Added to the words of a process that takes a device from one that serves it still.
+const REPLACE: &str = "--replace";
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
     Map(Map),
@@ -47,6 +51,8 @@ pub(crate) enum Verb {
     Upgrade(Upgrade),
     #[command(visible_alias = "showmapped")]
     ListMapped(list::ListMapped),
+    #[command(name = quiesce::VERB, hide = true)]
+    HoldStill(quiesce::HoldStill),
 }
 
 /// Makes an image a block device of this host, and prints the device.
@@ -81,7 +87,8 @@ pub(crate) struct Attach {
 
 /// Replaces the processes that serve devices by this program, one after the other.
 ///
-/// Each device waits for the fraction of a second that it takes. Devices over FUSE cannot be handed over.
+/// The new one opens the image first, then takes the kernel's connections from the old one, which loses no request and
+/// takes a fraction of a second. Devices over FUSE cannot be handed over.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Upgrade {
     /// Devices, or what is mapped there.
@@ -136,12 +143,12 @@ pub(crate) struct Options {
     /// The logical block size, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 512)]
     block_size: u32,
-    /// Not built yet.
-    #[arg(long, hide = true)]
-    quiesce: bool,
-    /// Not built yet.
-    #[arg(long, value_name = "PATH", hide = true)]
-    quiesce_hook: Option<PathBuf>,
+    /// Freeze what is mounted from the device while somebody takes a snapshot.
+    #[arg(long)]
+    pub(crate) quiesce: bool,
+    /// Call this in place of freezing, with the device and `quiesce` or `unquiesce`.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) quiesce_hook: Option<PathBuf>,
     /// What the device is known by, to be named when it is taken over [default: a random UUID].
     #[arg(long)]
     cookie: Option<String>,
@@ -157,6 +164,9 @@ pub(crate) struct Options {
     /// attach: insist neither on the cookie nor on fencing off the process before.
     #[arg(long, hide = true)]
     pub(crate) force: bool,
+    /// attach: from a process that serves it still.
+    #[arg(long, hide = true)]
+    replace: bool,
     /// Serve the device in this process, in the foreground.
     #[arg(short, long)]
     pub(crate) foreground: bool,
@@ -165,17 +175,18 @@ pub(crate) struct Options {
 /// Carries out a verb. Only those that serve a device speak to the cluster.
 pub(crate) fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
     match verb {
-        Verb::Map(map) => map_or_attach(map.options, false, ceph),
+        Verb::Map(map) => map_or_attach(map.options, From::Nothing, ceph),
         Verb::Attach(attach) if attach.all => attach_all(),
         Verb::Attach(attach) => attach.run(ceph),
         Verb::Unmap(unmap) => unmap.run(),
         Verb::Detach(detach) => detach.run(),
         Verb::Upgrade(upgrade) => upgrade.run(),
         Verb::ListMapped(list) => list.run(),
+        Verb::HoldStill(hold) => hold.run(),
     }
 }
 
-fn map_or_attach(options: Options, takes_over: bool, ceph: &config::Args) -> Result<()> {
+fn map_or_attach(options: Options, from: From, ceph: &config::Args) -> Result<()> {
     options.check()?;
     let config = Config::load(ceph, &config::Process)
         .map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
@@ -189,7 +200,7 @@ fn map_or_attach(options: Options, takes_over: bool, ceph: &config::Args) -> Res
     spec.pool.get_or_insert_with(|| config.rbd.pool.clone());
     insist_on_root()?;
     match options.foreground || is_child() {
-        true => serve(options, spec, takes_over, config),
+        true => serve(options, spec, from, config),
         false => start(&words(&spec), None, &BTreeMap::new()).and_then(|device| print(&device)),
     }
 }
@@ -269,22 +280,21 @@ fn words(spec: &Spec) -> Vec<String> {
     words
 }
 
-fn serve(options: Options, spec: Spec, takes_over: bool, config: Config) -> Result<()> {
+fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()> {
     if is_child() {
         let _ = rustix::process::setsid();
     }
     let _ = rustix::thread::set_name(c"rbd-nbd");
     let wanted = options.wanted(&spec)?;
-    if takes_over && let Some(device) = &wanted.device {
+    if from != From::Nothing
+        && let Some(device) = &wanted.device
+    {
         daemon::check_cookie(device, &wanted.cookie)?;
     }
     let mut mapping = daemon::mapping(&options, &spec, &wanted);
-    mapping.arguments = std::env::args().skip(1).collect();
+    mapping.arguments = std::env::args().skip(1).filter(|word| word != REPLACE).collect();
     let show_cookie = options.show_cookie;
-    let is_before = |found: &Found| found.mapping.cookie == mapping.cookie;
-    let before = Found::all().into_iter().find(is_before).filter(|_| takes_over);
-    let predecessor = before.and_then(|found| found.mapping.client);
-    let daemon = Daemon { options, spec, wanted, takes_over, mapping, predecessor };
+    let daemon = Daemon { options, spec, wanted, from, mapping };
     daemon::protect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -314,7 +324,7 @@ fn serve(options: Options, spec: Spec, takes_over: bool, config: Config) -> Resu
 fn attach_all() -> Result<()> {
     let mut failures = Vec::new();
     for found in Found::all().iter().filter(|found| is_waiting(found)) {
-        match attach_again(found) {
+        match attach_again(found, false) {
             Ok(device) => print(&device)?,
             Err(error) => failures.push(error.to_string()),
         }
@@ -335,8 +345,8 @@ fn is_waiting(found: &Found) -> bool {
         && sysfs::cookie(&mapping.device).is_none_or(|cookie| cookie == mapping.cookie)
 }
 
-/// Starts a process for a device, with the command line of the one before.
-fn attach_again(found: &Found) -> Result<String> {
+/// Starts a process for a device, with the command line of the one before, which may serve it still.
+fn attach_again(found: &Found, replace: bool) -> Result<String> {
     let mapping = &found.mapping;
     let verbs = ["map", "attach"];
     let mut words: Vec<_> = mapping.arguments.clone();
@@ -354,6 +364,9 @@ fn attach_again(found: &Found) -> Result<String> {
     let device = mapping.device.to_string_lossy();
     let named = [("--device", &*device), ("--cookie", &*mapping.cookie)];
     words.extend(named.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]));
+    if replace {
+        words.insert(1, REPLACE.to_owned());
+    }
     start(&words, Some(&mapping.directory), &mapping.environment)
 }
 
@@ -373,7 +386,7 @@ impl Attach {
                     let what = format!("{} is served already", found.mapping.device.display());
                     Err(Error::new(Kind::Busy, what))
                 }
-                [found] => print(&attach_again(found)?),
+                [found] => print(&attach_again(found, false)?),
                 _ => Err(Error::new(Kind::Invalid, "must specify the image to attach")),
             };
         }
@@ -383,7 +396,8 @@ impl Attach {
         if options.cookie.is_none() && !options.force {
             return Err(Error::new(Kind::Invalid, "must specify cookie to attach"));
         }
-        map_or_attach(options, true, ceph)
+        let from = if options.replace { From::Running } else { From::Waiting };
+        map_or_attach(options, from, ceph)
     }
 }
 
@@ -400,8 +414,7 @@ impl Upgrade {
             meant = all.iter().filter(|it| it.mapping.device_type == DeviceType::Nbd).collect();
         }
         for found in meant {
-            unmap::leave(found)?;
-            print(&attach_again(found)?)?;
+            print(&attach_again(found, true)?)?;
         }
         Ok(())
     }
@@ -413,9 +426,6 @@ impl Options {
         let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
         if !self.encryption_format.is_empty() || !self.encryption_passphrase_file.is_empty() {
             return refuse("encrypted images are not built yet");
-        }
-        if self.quiesce || self.quiesce_hook.is_some() {
-            return refuse("--quiesce is not built yet");
         }
         if !self.block_size.is_power_of_two() || !(512..=4096).contains(&self.block_size) {
             return Err(Error::new(Kind::Invalid, "--block-size is 512, 1024, 2048 or 4096"));

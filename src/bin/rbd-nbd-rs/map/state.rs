@@ -106,6 +106,21 @@ impl Held {
         })
     }
 
+    /// The same, where whoever has it is about to leave.
+    pub(crate) async fn take_soon(cookie: &str, limit: Duration) -> Result<Self> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let cookie = cookie.to_owned();
+            let taken = tokio::task::spawn_blocking(move || Self::take(&cookie)).await;
+            match taken.map_err(|error| failed("a thread", io::Error::other(error)))? {
+                Err(error)
+                    if error.kind() == Kind::Busy && tokio::time::Instant::now() < deadline => {}
+                taken => return taken,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     fn take_folder(folder: PathBuf) -> io::Result<Self> {
         let mut attempt = 0;
         loop {
@@ -193,6 +208,11 @@ impl Found {
     pub(crate) fn is_held(&self) -> bool {
         is_held(&self.folder)
     }
+}
+
+/// The mapping that has a cookie.
+pub(crate) fn find(cookie: &str) -> Option<Found> {
+    Found::all().into_iter().find(|found| found.mapping.cookie == cookie)
 }
 
 fn state() -> PathBuf {

@@ -1,6 +1,6 @@
 //! Who uses a block device: what is mounted from it, built on it, or has it open.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -9,16 +9,35 @@ use std::path::{Path, PathBuf};
 /// of `but`.
 pub(crate) fn of(device: &Path, but: u32) -> Vec<String> {
     let parts = with_partitions(device);
-    let numbers: BTreeSet<String> = parts.iter().filter_map(|part| numbers(part)).collect();
-    let mut users = mounts(&numbers);
+    let places: BTreeSet<_> = mounts(&parts).into_iter().map(|mount| mount.place).collect();
+    let mut users: Vec<_> = places.iter().map(|place| format!("mounted on {place}")).collect();
     for part in &parts {
-        users.extend(holders(part));
+        users.extend(holders(part).iter().map(|holder| format!("part of {holder}")));
+        if users.is_empty() && is_in_btrfs(part) {
+            users.push("part of a btrfs file system".to_owned());
+        }
     }
     users.extend(swaps(&parts));
     if users.is_empty() {
         users = open_files(&parts, but);
     }
     users
+}
+
+/// A folder of every file system that is mounted from a device, its partitions, or what is built on these.
+pub(crate) fn file_systems(device: &Path) -> Vec<PathBuf> {
+    let mut names = with_partitions(device);
+    let mut at = 0;
+    while let Some(name) = names.get(at) {
+        let above: Vec<_> =
+            holders(name).into_iter().filter(|holder| !names.contains(holder)).collect();
+        names.extend(above);
+        at += 1;
+    }
+    let mounts = mounts(&names).into_iter();
+    // One is enough of each that is mounted several times.
+    let each: BTreeMap<_, _> = mounts.map(|mount| (mount.number, mount.seen)).collect();
+    each.into_values().collect()
 }
 
 /// The names of a device and its partitions.
@@ -40,37 +59,82 @@ fn numbers(name: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
+/// Something that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    /// That of the file system.
+    number: String,
+    /// Where it is, to those who see it.
+    place: String,
+    /// Where it is for us.
+    seen: PathBuf,
+}
+
 /// Mounts in any mount namespace that some process is in.
-fn mounts(numbers: &BTreeSet<String>) -> Vec<String> {
+fn mounts(names: &[String]) -> Vec<Mount> {
+    let numbers: BTreeSet<String> = names.iter().filter_map(|name| numbers(name)).collect();
     let mut seen = BTreeSet::new();
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     for process in processes() {
         let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
         if !seen.insert(namespace) {
             continue;
         }
-        let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-        for (device, place) in mounts.lines().filter_map(mount) {
-            if numbers.contains(device) {
-                found.insert(format!("mounted on {place}"));
+        let text = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        for line in text.lines().filter_map(mount) {
+            // A file system over several devices has a number of its own.
+            let source = line.source.strip_prefix("/dev/").is_some_and(|name| {
+                names.iter().any(|known| known == name) && !numbers.contains(line.number)
+            });
+            if numbers.contains(line.number) || source {
+                let place = unescape(line.place);
+                let seen = process.join("root").join(place.trim_start_matches('/'));
+                found.push(Mount { number: line.number.to_owned(), place, seen });
             }
         }
     }
-    found.into_iter().collect()
+    found
 }
 
-/// Device and place of a line of `/proc/PID/mountinfo`.
-fn mount(line: &str) -> Option<(&str, &str)> {
+/// What a line of `/proc/PID/mountinfo` says.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    number: &'a str,
+    place: &'a str,
+    source: &'a str,
+}
+
+fn mount(line: &str) -> Option<Line<'_>> {
     let mut fields = line.split(' ').skip(2);
-    Some((fields.next()?, fields.nth(1)?))
+    let (number, place) = (fields.next()?, fields.nth(1)?);
+    // Optional fields end with a dash; then the type.
+    fields.find(|field| *field == "-")?;
+    Some(Line { number, place, source: fields.nth(1)? })
 }
 
+/// Spaces and the like are three octal digits there.
+fn unescape(text: &str) -> String {
+    let mut parts = text.split('\\');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let octal = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(octal.map_or('\\', char::from));
+        out.push_str(if octal.is_some() { &part[3..] } else { part });
+    }
+    out
+}
+
+/// What is built on a device.
 fn holders(name: &str) -> Vec<String> {
     let folder = Path::new("/sys/class/block").join(name).join("holders");
     let holders = fs::read_dir(folder).into_iter().flatten().flatten();
-    holders.map(|holder| format!("part of {}", holder.file_name().to_string_lossy())).collect()
+    holders.map(|holder| holder.file_name().to_string_lossy().into_owned()).collect()
 }
 
+fn is_in_btrfs(name: &str) -> bool {
+    let file_systems = fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten();
+    file_systems.into_iter().any(|entry| entry.path().join("devices").join(name).exists())
+}
 fn swaps(names: &[String]) -> Vec<String> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let used = |line: &&str| {
@@ -118,10 +182,15 @@ fn processes() -> impl Iterator<Item = PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn a_mount_is_a_device_and_a_place() {
-        let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw";
-        assert_eq!(super::mount(line), Some(("98:0", "/mnt2")));
-        assert_eq!(super::mount("36 35 98:0"), None);
+        let line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw";
+        let place = "/mnt\\0402";
+        assert_eq!(mount(line), Some(Line { number: "98:0", place, source: "/dev/root" }));
+        assert_eq!(unescape(place), "/mnt 2");
+        assert_eq!(mount("36 35 98:0"), None);
+        assert_eq!(unescape("a\\b\\"), "a\\b\\");
     }
 }
