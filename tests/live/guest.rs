@@ -77,6 +77,13 @@ fn many_at_once_and_in_a_row() {
 }
 
 #[test]
+fn programs_go_on_while_processes_die() {
+    if full() {
+        in_guest(programs);
+    }
+}
+
+#[test]
 fn an_upgrade_is_a_short_pause() {
     in_guest(upgraded);
 }
@@ -169,8 +176,12 @@ fn partitions(ceph: &Ceph, guest: &Guest) {
                  dd if=/dev/urandom of=/mnt/file bs=1M count=16 2> /dev/null; sha256sum /mnt/file > /tmp/sum
                  umount /mnt
                  rbd-nbd-rs unmap rbd/parts; DEV=$(rbd-nbd-rs map rbd/parts); mount -t {kind} $DEV /mnt
+                 ! rbd-nbd-rs unmap rbd/parts || exit 1
+                 rbd-nbd-rs resize rbd/parts --size 600M --grow-fs --no-progress
+                 [ $(df -m /mnt | awk 'END {{ print $2 }}') -gt 500 ]
                  sha256sum -c /tmp/sum; fstrim /mnt; umount /mnt; rbd-nbd-rs unmap rbd/parts"
             ));
+            ceph.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", "400M", "parts"]);
         }
     }
 }
@@ -242,11 +253,13 @@ fn resized(ceph: &Ceph, guest: &Guest) {
              sleep 0.1; done; exit 1"
         ))
     };
-    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "128M"]);
-    wait(128);
+    ceph.rbd(&["resize", "--no-progress", "grows", "--size", "96M"]);
+    wait(96);
     // A guest's root may grow what is mounted.
-    guest.ok("resize2fs /dev/nbd0; [ $(df -m /mnt | awk 'END { print $2 }') -gt 100 ]; umount /mnt
-    e2fsck -f -n /dev/nbd0");
+    guest.ok("rbd-nbd-rs resize rbd/grows --size 128M --grow-fs --no-progress
+    [ $(df -m /mnt | awk 'END { print $2 }') -gt 100 ]; umount /mnt; e2fsck -f -n /dev/nbd0
+    ! rbd-nbd-rs resize rbd/grows --size 256M --grow-fs --no-progress || exit 1");
+    wait(128);
     ceph.rbd(&["resize", "--no-progress", "grows", "--size", "32M", "--allow-shrink"]);
     wait(32);
     guest.ok("rbd-nbd-rs unmap grows");
@@ -303,6 +316,60 @@ fn frozen(ceph: &Ceph, guest: &Guest) {
          umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd; ! pidof sync",
     );
     signal("-CONT");
+}
+
+/// What people do on a file system: git, tar and sqlite, while the process that serves it is killed again and again.
+/// Whatever was written and synced before a kill is there at the end, and after the image was mapped anew.
+fn programs(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "512M", "work"]);
+    guest.ok("DEV=$(rbd-nbd-rs map rbd/work --reattach-timeout 300); mkfs.ext4 -q $DEV; mount $DEV /mnt
+        cat > /tmp/git <<'END'
+        set -e; g() { git -c user.name=a -c user.email=a@b -c init.defaultBranch=main \"$@\"; }
+        g init -q /mnt/origin; cp -r /etc /lib/modules /mnt/origin/; cd /mnt/origin; g add .; g commit -q -m first
+        for i in $(seq 1000); do
+            [ -e /tmp/stop ] && break
+            rm -rf /mnt/clone; g clone -q --no-local --upload-pack 'git upload-pack' /mnt/origin /mnt/clone
+            g -C /mnt/clone fsck --full; echo $i >> /mnt/origin/count; g commit -q -a -m $i
+            sync; echo $i > /tmp/git.done
+        done
+END
+        cat > /tmp/tar <<'END'
+        set -e; mkdir /mnt/tar
+        for i in $(seq 1000); do
+            [ -e /tmp/stop ] && break
+            tar -c -C / lib/modules etc > /mnt/tar/$i.tar; sync /mnt/tar/$i.tar
+            (cd /mnt/tar; sha256sum $i.tar) >> /tmp/tar.done; rm -f /mnt/tar/$((i - 3)).tar
+            sed -i \"/ $((i - 3)).tar/d\" /tmp/tar.done
+        done
+END
+        cat > /tmp/sqlite <<'END'
+        set -e; sqlite3 /mnt/db 'create table t (n integer primary key)' 
+        for i in $(seq 100000); do
+            [ -e /tmp/stop ] && break
+            sqlite3 /mnt/db \"pragma synchronous=full; insert into t values ($i)\"; echo $i > /tmp/sqlite.done
+        done
+END
+        for name in git tar sqlite; do (bash /tmp/$name > /tmp/$name.log 2>&1; echo $? > /tmp/$name.exit) & done > /dev/null 2>&1");
+    for _ in 0..20 {
+        guest.ok("sleep 4; kill -9 $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); sleep 1; rbd-nbd-rs attach --all");
+    }
+    let out = guest.run(
+        "set -e; touch /tmp/stop
+         for i in $(seq 1200); do
+             [ -e /tmp/git.exit ] && [ -e /tmp/tar.exit ] && [ -e /tmp/sqlite.exit ] && break; sleep 0.2
+         done
+         cat /tmp/git.log /tmp/tar.log /tmp/sqlite.log; cat /tmp/git.exit /tmp/tar.exit /tmp/sqlite.exit
+         [ \"$(cat /tmp/git.exit /tmp/tar.exit /tmp/sqlite.exit | tr -d '\n')\" = 000 ]
+         umount /mnt; e2fsck -f -n /dev/nbd0; rbd-nbd-rs unmap /dev/nbd0; mount $(rbd-nbd-rs map rbd/work) /mnt
+         (cd /mnt/tar; sha256sum -c /tmp/tar.done)
+         git -C /mnt/origin -c safe.directory='*' fsck --full
+         [ $(tail -n 1 /mnt/origin/count) -ge $(cat /tmp/git.done) ]
+         [ $(sqlite3 /mnt/db 'pragma integrity_check') = ok ]
+         [ $(sqlite3 /mnt/db 'select count(*) from t') -ge $(cat /tmp/sqlite.done) ]
+         cat /tmp/git.done /tmp/sqlite.done; umount /mnt; rbd-nbd-rs unmap rbd/work",
+    );
+    println!("{out}");
+    assert_eq!(out.code, 0, "{out}");
 }
 
 /// The longest that a request takes while the process that serves the device is replaced, again and again.

@@ -26,6 +26,7 @@ impl<'a> Mapped<'a> {
         let mut mapped = Self { ceph, state, device: String::new(), mount };
         let args = [&["map", image, "--device-type", "fuse"], options].concat();
         mapped.device = mapped.run(&args).ok().trim().to_owned();
+        ceph.reap(mapped.pid());
         mapped
     }
 
@@ -134,14 +135,14 @@ fn a_file_system_lives_on_a_mapped_image() {
         run("sync", &["-f", file.to_str().unwrap()]).ok();
         let wrote = sha256(&file);
         mapped.umount();
-        let device = sha256(Path::new(&mapped.device));
-        mapped.run(&["unmap", &image]).ok();
+        // Mount namespaces that others have made meanwhile have it mounted still.
+        eventually("it is unmapped", || mapped.run(&["unmap", &image]).code == 0);
         let export = ceph.dir().join("export");
         ceph.rbd(&["export", "--no-progress", &image, export.to_str().unwrap()]);
-        assert_eq!(sha256(&export), device, "{kind}: what librbd reads");
-
         // And it is all there when it is mapped again.
         let mapped = Mapped::new(ceph, &image, &["--read-only"]);
+        let device = sha256(Path::new(&mapped.device));
+        assert_eq!(sha256(&export), device, "{kind}: what librbd reads");
         run("mount", &["-o", "ro", &mapped.device, mapped.mount.to_str().unwrap()]).ok();
         assert_eq!(sha256(&mapped.mount.join("random")), wrote, "{kind}: after mapping it again");
         mapped.umount();
@@ -179,7 +180,12 @@ fn what_is_mapped_is_listed_as_rbd_nbd_lists_it() {
     let ceph = one_osd();
     create(ceph, "rbd/listed", "64M");
     ceph.rbd(&["snap", "create", "--no-progress", "listed@s"]);
-    let mapped = Mapped::new(ceph, "rbd/listed@s", &["--cookie", "abc de"]);
+    let asok = ceph.dir().join("map.asok");
+    let asok = asok.to_str().unwrap();
+    let options = ["--cookie", "abc de", "--admin-socket", asok];
+    let mapped = Mapped::new(ceph, "rbd/listed@s", &options);
+    let status = mapped.run(&["status", "--daemon", asok]).ok();
+    assert!(status.contains("image rbd/listed: 67108864 bytes, read-only"), "{status}");
     let (pid, device) = (mapped.pid(), &mapped.device);
     let list = |args: &[&str]| mapped.run(&[&["list-mapped"], args].concat()).ok();
     let id = "id".to_owned() + &" ".repeat(pid.to_string().len() - 2);
@@ -234,6 +240,28 @@ fn what_is_mapped_is_listed_as_rbd_nbd_lists_it() {
     let process = format!("/proc/{pid}");
     eventually("the process is gone", || !Path::new(&process).exists());
     assert_eq!(fs::read_dir(&mapped.state).unwrap().count(), 0, "state is left");
+}
+
+/// After a reboot nothing is left of a mapping but its state, if the folder is not in memory.
+#[test]
+fn what_was_mapped_before_a_reboot_is_not_mapped() {
+    let ceph = one_osd();
+    create(ceph, "rbd/before", "8M");
+    let mapped = Mapped::new(ceph, "rbd/before", &["--cookie", "before"]);
+    let path = mapped.state.join("before/mapping.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    mapped.run(&["unmap", "rbd/before"]).ok();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    assert!(text.contains(boot.trim()));
+    fs::write(&path, text.replace(boot.trim(), "another")).unwrap();
+    assert_eq!(mapped.run(&["list-mapped", "--all"]).ok(), "");
+    assert_eq!(mapped.run(&["attach", "--all"]).ok(), "");
+    // Its cookie is free.
+    let again =
+        mapped.run(&["map", "rbd/before", "--device-type", "fuse", "--cookie", "before"]).ok();
+    ceph.reap(mapped.pid());
+    assert_eq!(mapped.run(&["unmap", again.trim()]).ok(), "");
 }
 
 /// What FUSE does not allow is to go on: the kernel keeps nothing for a process that is gone.

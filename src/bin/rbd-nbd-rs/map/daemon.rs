@@ -10,6 +10,7 @@ use ceph_native::cluster::Cluster;
 use ceph_native::error::{Context as _, Error, Kind, Result};
 use ceph_native::image::admin::address_text;
 use ceph_native::image::{Image, OpenOptions, Version};
+use ceph_native::telemetry::Telemetry;
 use nbd::kernel::sysfs;
 use proto::rbd::names;
 use proto::types::SnapId;
@@ -21,6 +22,7 @@ use super::attached::{Attached, Wanted, blocking};
 use super::control::{self, Asked, Command, Handed};
 use super::state::{self, Held, Mapping, failed};
 use super::{Options, quiesce, unmap, users};
+use crate::daemon;
 use crate::spec::Spec;
 
 /// How often the image's size is compared with the device's.
@@ -90,7 +92,10 @@ impl Daemon {
         let device = ImageDevice::new(image.clone());
         let made = match self.from {
             From::Nothing => Attached::new(&self.wanted, device).await,
-            From::Waiting | From::Running => Attached::take_over(&self.wanted, device).await,
+            From::Waiting | From::Running => match self.claim(&image, &held).await {
+                Ok(()) => Attached::take_over(&self.wanted, device).await,
+                Err(error) => Err(error),
+            },
         };
         let result = match made {
             Ok(attached) => self.serve(&image, attached, held, ready).await,
@@ -151,6 +156,7 @@ impl Daemon {
                 tracing::debug!(?left, "asked to leave");
                 let held = Held::take_soon(&self.wanted.cookie, HAND_OVER).await?;
                 self.fence(cluster).await?;
+                self.claim(image, &held).await?;
                 Ok((Attached::take_over(&self.wanted, device).await?, held))
             }
         }
@@ -173,6 +179,12 @@ impl Daemon {
         cluster.refresh_map().await
     }
 
+    /// Notes who serves the device from now on: should this process die before it has written more, it is the one to be
+    /// fenced off.
+    async fn claim(&self, image: &Image, held: &Held) -> Result<()> {
+        held.write(&Mapping { client: own_address(image).await, ..self.mapping.clone() })
+    }
+
     async fn open(&self, cluster: &Cluster) -> Result<Image> {
         let pool = self.spec.open_pool(cluster).await?;
         let version = match (&self.spec.snap, self.options.snap_id) {
@@ -192,23 +204,36 @@ impl Daemon {
         held: Held,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
-        let Self { options, mut mapping, .. } = self;
+        let Self { options, mut mapping, from, .. } = self;
         image.pool().name().clone_into(&mut mapping.pool);
         mapping.read_only = image.is_read_only();
         mapping.client = own_address(image).await;
+        let telemetry = Telemetry::new();
+        telemetry.cluster(image.cluster());
+        telemetry.image(image);
         attached.path().clone_into(&mut mapping.device);
         mapping.pid = std::process::id();
-        let prepared = held.write(&mapping).and_then(|()| {
+        let told = daemon::tell(&telemetry, image.cluster().config(), None).await;
+        let told = match told {
+            // That of the process before may be in the way, and the device comes first.
+            Err(error) if from != From::Nothing => {
+                tracing::warn!(%error, "no admin socket");
+                Ok(Vec::new())
+            }
+            told => told,
+        };
+        let prepared = told.and_then(|telling| {
+            held.write(&mapping)?;
             let commands = control::serve(&held.control());
             let commands = commands.map_err(|error| failed("the control socket", error))?;
             ready(&mapping).map_err(|error| failed("whoever asked for the device", error))?;
             if !options.foreground {
                 retire(&held).map_err(|error| failed("the background", error))?;
             }
-            Ok(commands)
+            Ok((commands, telling))
         });
-        let commands = match prepared {
-            Ok(commands) => commands,
+        let (commands, _telling) = match prepared {
+            Ok(prepared) => prepared,
             Err(error) => {
                 let _ = attached.end().await;
                 held.remove();

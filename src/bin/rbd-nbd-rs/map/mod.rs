@@ -3,6 +3,7 @@
 mod attached;
 mod control;
 mod daemon;
+mod grow;
 mod list;
 mod quiesce;
 mod state;
@@ -24,6 +25,7 @@ use nbd::kernel::sysfs;
 
 use self::attached::Wanted;
 use self::daemon::{Daemon, From};
+pub(crate) use self::grow::Growing;
 use self::state::{DeviceType, Found, failed};
 use crate::output::print;
 use crate::spec::{SnapArgs, Spec};

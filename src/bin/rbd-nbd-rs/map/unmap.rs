@@ -235,7 +235,7 @@ impl Target {
 }
 
 /// Whether an image is what is mapped. A pool that is not named is whichever it is.
-fn is_of(mapping: &Mapping, spec: &Spec) -> bool {
+pub(super) fn is_of(mapping: &Mapping, spec: &Spec) -> bool {
     spec.pool.as_ref().is_none_or(|pool| *pool == mapping.pool)
         && spec.namespace == mapping.namespace
         && spec.image == mapping.image

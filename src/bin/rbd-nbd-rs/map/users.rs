@@ -40,6 +40,14 @@ pub(crate) fn file_systems(device: &Path) -> Vec<PathBuf> {
     each.into_values().collect()
 }
 
+/// What is mounted from a device itself: each file system once.
+pub(crate) fn mounted(device: &Path) -> Vec<Mount> {
+    let name = device.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let mounts = mounts(&[name]).into_iter();
+    let each: BTreeMap<_, _> = mounts.map(|mount| (mount.number.clone(), mount)).collect();
+    each.into_values().collect()
+}
+
 /// The names of a device and its partitions.
 fn with_partitions(device: &Path) -> Vec<String> {
     let Some(name) = device.file_name().and_then(|name| name.to_str()) else { return Vec::new() };
@@ -61,13 +69,15 @@ fn numbers(name: &str) -> Option<String> {
 
 /// Something that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
+pub(crate) struct Mount {
     /// That of the file system.
     number: String,
     /// Where it is, to those who see it.
     place: String,
     /// Where it is for us.
-    seen: PathBuf,
+    pub(crate) seen: PathBuf,
+    /// The kind of file system.
+    pub(crate) kind: String,
 }
 
 /// Mounts in any mount namespace that some process is in.
@@ -89,7 +99,8 @@ fn mounts(names: &[String]) -> Vec<Mount> {
             if numbers.contains(line.number) || source {
                 let place = unescape(line.place);
                 let seen = process.join("root").join(place.trim_start_matches('/'));
-                found.push(Mount { number: line.number.to_owned(), place, seen });
+                let (number, kind) = (line.number.to_owned(), line.kind.to_owned());
+                found.push(Mount { number, place, seen, kind });
             }
         }
     }
@@ -101,15 +112,16 @@ fn mounts(names: &[String]) -> Vec<Mount> {
 struct Line<'a> {
     number: &'a str,
     place: &'a str,
+    kind: &'a str,
     source: &'a str,
 }
 
 fn mount(line: &str) -> Option<Line<'_>> {
     let mut fields = line.split(' ').skip(2);
     let (number, place) = (fields.next()?, fields.nth(1)?);
-    // Optional fields end with a dash; then the type.
+    // Optional fields end with a dash.
     fields.find(|field| *field == "-")?;
-    Some(Line { number, place, source: fields.nth(1)? })
+    Some(Line { number, place, kind: fields.next()?, source: fields.next()? })
 }
 
 /// Spaces and the like are three octal digits there.
@@ -188,7 +200,8 @@ mod tests {
     fn a_mount_is_a_device_and_a_place() {
         let line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw";
         let place = "/mnt\\0402";
-        assert_eq!(mount(line), Some(Line { number: "98:0", place, source: "/dev/root" }));
+        let (number, kind, source) = ("98:0", "ext3", "/dev/root");
+        assert_eq!(mount(line), Some(Line { number, place, kind, source }));
         assert_eq!(unescape(place), "/mnt 2");
         assert_eq!(mount("36 35 98:0"), None);
         assert_eq!(unescape("a\\b\\"), "a\\b\\");

@@ -1,0 +1,85 @@
+//! Has the file systems on mapped images fill their devices.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ceph_native::error::{Error, Kind, Result};
+use nbd::kernel::sysfs;
+
+use super::state::{Found, failed};
+use super::{unmap, users};
+use crate::spec::Spec;
+
+/// How long a device may take to have the size of its image.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A device of this host that an image is mapped to, with a file system that is to grow with it.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    device: PathBuf,
+    mounts: Vec<users::Mount>,
+}
+
+impl Growing {
+    /// Where an image is mapped to.
+    ///
+    /// # Errors
+    /// It is not mapped here, or nothing is mounted from it.
+    pub(crate) fn find(spec: &Spec) -> Result<Self> {
+        let refused = |what: String| {
+            let hint = "without --grow-fs, only the image gets another size";
+            Err(Error::new(Kind::Invalid, what).with_hint(hint))
+        };
+        let is_meant = |found: &Found| {
+            found.alive && !found.mapping.read_only && unmap::is_of(&found.mapping, spec)
+        };
+        let Some(found) = Found::all().into_iter().find(is_meant) else {
+            return refused(format!("{spec} is not mapped on this host"));
+        };
+        let device = found.mapping.device;
+        let mounts = users::mounted(&device);
+        if mounts.is_empty() {
+            return refused(format!("no file system is mounted from {}", device.display()));
+        }
+        Ok(Self { device, mounts })
+    }
+
+    /// Has the file systems fill the device as soon as that has its new size.
+    ///
+    /// # Errors
+    /// What the program says that grows such a file system.
+    pub(crate) fn grow(&self, size: u64) -> Result<()> {
+        let device = self.device.display();
+        let deadline = Instant::now() + PATIENCE;
+        while sysfs::size(&self.device) != Some(size) {
+            if Instant::now() >= deadline {
+                let what = format!("{device} does not get the size of its image");
+                return Err(Error::new(Kind::TimedOut, what));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.mounts.iter().try_for_each(|mount| self.grow_one(mount))
+    }
+
+    fn grow_one(&self, mount: &users::Mount) -> Result<()> {
+        let (program, args): (_, &[&Path]) = match mount.kind.as_str() {
+            "ext2" | "ext3" | "ext4" => ("resize2fs", &[&self.device]),
+            "xfs" => ("xfs_growfs", &[&mount.seen]),
+            "btrfs" => {
+                ("btrfs", &["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), &mount.seen])
+            }
+            other => {
+                let what = format!("{}: {other} cannot be grown here", self.device.display());
+                return Err(Error::new(Kind::Unsupported, what));
+            }
+        };
+        let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|error| failed(program, error))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(Error::new(Kind::Os(5), format!("{program}: {said}")))
+    }
+}
