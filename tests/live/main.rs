@@ -23,6 +23,7 @@ mod monitors;
 mod ops;
 mod osdmap;
 mod placement;
+mod qa;
 mod replicas;
 mod shared;
 mod space;

@@ -21,6 +21,15 @@ const SCRIPT: Duration = Duration::from_secs(300);
 /// The port of the guest's way in, on the address of the cluster.
 const PORT: u16 = 7007;
 
+/// The machine that a guest runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Machine {
+    /// Another Debian than this host's, below `/debian`: that of Ceph 18, which `tests/install --full` installs.
+    pub(crate) debian: bool,
+    /// One processor whose every instruction takes 2 ns of the guest's time, however busy the host is.
+    pub(crate) counted: bool,
+}
+
 /// A running guest that reaches a cluster. It ends, as if its power was cut, when this is dropped.
 pub(crate) struct Guest {
     address: String,
@@ -31,6 +40,11 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots one with our program and the cluster's configuration, and returns when it takes commands.
     pub(crate) fn boot(ceph: &Ceph) -> Self {
+        Self::boot_on(Machine::default(), ceph)
+    }
+
+    /// The same on another machine.
+    pub(crate) fn boot_on(machine: Machine, ceph: &Ceph) -> Self {
         let build = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build");
         let built = run_in(build, &[], &[], 600).ok();
         let built = Path::new(built.trim());
@@ -40,9 +54,20 @@ impl Guest {
         bring(ceph, built, &initrd);
         let forward = format!("user,id=net,hostfwd=tcp:{address}-:7");
         let serial = format!("file:{}", console.display());
-        let qemu = Command::new("qemu-system-x86_64")
-            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024"])
-            .args(["-smp", "2", "-display", "none", "-no-reboot", "-nodefaults"])
+        let mut command = Command::new("qemu-system-x86_64");
+        match machine.counted {
+            true => {
+                command.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1"])
+            }
+            false => command.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+        };
+        if machine.debian {
+            let drive = format!("file={},if=virtio,format=raw,snapshot=on", disk(ceph).display());
+            command.args(["-drive", &drive]);
+        }
+        let qemu = command
+            .args(["-machine", "q35", "-cpu", "max", "-m", "1024"])
+            .args(["-display", "none", "-no-reboot", "-nodefaults"])
             .args(["-serial", &serial, "-device", "virtio-rng-pci"])
             .args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="])
             .arg("-kernel")
@@ -65,6 +90,12 @@ impl Guest {
             assert!(ended.is_none(), "the guest ended: {ended:?}\n{}", guest.console());
             assert!(begun.elapsed() < BOOT, "the guest does not come up\n{}", guest.console());
             std::thread::sleep(Duration::from_millis(100));
+        }
+        if machine.debian {
+            guest.ok("modprobe virtio_blk; mkdir -p /debian; mount -t ext4 /dev/vda /debian
+                 for folder in dev proc sys; do mount --rbind /$folder /debian/$folder; done
+                 mkdir -p /debian/etc/ceph /debian/brought; cp /brought/* /debian/brought/
+                 cp /etc/ceph/ceph.conf /debian/etc/ceph/");
         }
         guest
     }
@@ -117,6 +148,17 @@ impl Drop for Guest {
             eprintln!("--- the guest's console\n{}", self.console());
         }
     }
+}
+
+/// A disk with the Debian that has Ceph 18. It is made anew each time, which takes a quarter of a minute.
+fn disk(ceph: &Ceph) -> PathBuf {
+    let root = "/var/cache/ceph-native/18";
+    assert!(Path::new(root).is_dir(), "{root}: tests/install --full installs it");
+    let disk = ceph.dir().join("debian");
+    let made =
+        ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, disk.to_str().unwrap(), "2G"];
+    run("mke2fs", &made).ok();
+    disk
 }
 
 /// Puts what is ours behind the RAM disk: our program, under its own name and as `rbd-nbd`, and a configuration.

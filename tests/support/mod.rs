@@ -11,7 +11,7 @@ mod run;
 mod serve;
 
 pub(crate) use self::ceph::{Auth, Ceph, Mode, Options, Release, Store};
-pub(crate) use self::guest::Guest;
+pub(crate) use self::guest::{Guest, Machine};
 pub(crate) use self::ledger::{Ledger, Worked};
 pub(crate) use self::netns::Netns;
 pub(crate) use self::run::{Ran, run, run_in};

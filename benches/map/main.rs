@@ -1,0 +1,212 @@
+//! Block devices by us, by Ceph's `rbd-nbd` and by the kernel's own client, in one guest on one cluster: operations per
+//! second, CPU time of the whole guest and of the process that serves the device, its memory, and how long mapping
+//! takes. `benches/map/run` runs it and says more.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::fmt::Write as _;
+
+use support::{Ceph, Guest, Machine, Options, run};
+
+/// What fio does: its name, `--rw`, `--bs` and `--iodepth`.
+const WORKLOADS: &[(&str, &str, &str, u32)] = &[
+    ("4K random read, depth 1", "randread", "4k", 1),
+    ("4K random write, depth 1", "randwrite", "4k", 1),
+    ("4K random read, depth 16", "randread", "4k", 16),
+    ("4K random write, depth 16", "randwrite", "4k", 16),
+    ("128K sequential read, depth 4", "read", "128k", 4),
+    ("128K sequential write, depth 4", "write", "128k", 4),
+];
+
+/// Of the image, in MiB. It is written in full.
+const IMAGE_MEGABYTES: u32 = 128;
+
+/// The kernel counts CPU time in these, in microseconds.
+const TICK: f64 = 10_000.0;
+
+/// Who makes a device: a name, scripts that map (and print the device) and unmap it.
+struct Contender {
+    name: &'static str,
+    map: String,
+    unmap: &'static str,
+}
+
+/// One run of fio.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    iops: f64,
+    /// In microseconds per operation: of the guest, and of the process that serves.
+    guest: f64,
+    process: f64,
+}
+
+/// Of one contender.
+#[derive(Debug, Default)]
+struct Results {
+    samples: Vec<Sample>,
+    /// In seconds, one after the other.
+    maps: Vec<f64>,
+    /// Of the process, in MiB: mapped, and after all that was done.
+    memory: Option<(f64, f64)>,
+    threads: Option<String>,
+}
+
+fn main() {
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    let (seconds, maps) = if quick { (1, 1) } else { (4, 5) };
+    let ceph = Ceph::start(Options::default());
+    let file = ceph.dir().join("random");
+    let random = format!("head -c {IMAGE_MEGABYTES}M /dev/urandom > {}", file.display());
+    run("sh", &["-c", &random]).ok();
+    let features = "layering,exclusive-lock,object-map,fast-diff";
+    let import = ["import", "--no-progress", "--image-feature", features];
+    ceph.rbd(&[&import[..], &[file.to_str().unwrap(), "perf"]].concat());
+    let guest = Guest::boot_on(Machine { debian: true, counted: true }, &ceph);
+    let contenders = contenders(&ceph);
+    let results: Vec<_> =
+        contenders.iter().map(|contender| measure(&guest, contender, seconds, maps)).collect();
+    let table = table(&contenders, &results);
+    print!("{table}");
+    if !quick {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/performance/map.md");
+        std::fs::write(path, table).unwrap();
+    }
+}
+
+fn contenders(ceph: &Ceph) -> Vec<Contender> {
+    let keyring = ceph.keyring();
+    let key = ["-p", "-n", "client.admin", keyring.to_str().unwrap()];
+    let key = ceph.run("ceph-authtool", &key).ok();
+    let options = format!("name=admin,secret={},ms_mode=prefer-crc", key.trim());
+    let krbd = format!(
+        "echo '{} {options} rbd perf -' > /sys/bus/rbd/add_single_major; echo /dev/rbd0",
+        ceph.mon_addr(0)
+    );
+    vec![
+        Contender {
+            name: "ceph-native",
+            map: "rbd-nbd-rs map rbd/perf".into(),
+            unmap: "rbd-nbd-rs unmap rbd/perf",
+        },
+        Contender {
+            name: "rbd-nbd 18",
+            map: "chroot /debian /usr/bin/rbd-nbd map rbd/perf".into(),
+            unmap: "chroot /debian /usr/bin/rbd-nbd unmap rbd/perf",
+        },
+        Contender { name: "krbd", map: krbd, unmap: "echo 0 > /sys/bus/rbd/remove_single_major" },
+    ]
+}
+
+fn measure(guest: &Guest, contender: &Contender, seconds: u32, maps: u32) -> Results {
+    let Contender { name, map, unmap } = contender;
+    guest.ok("modprobe nbd; modprobe rbd");
+    let mut results = Results::default();
+    let times = |line: &str| -> Vec<f64> {
+        line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    // The first one also reads its program.
+    for _ in 0..=maps {
+        let out = guest.ok(&format!(
+            "sync; cut -d' ' -f1 /proc/uptime; {map} > /tmp/device; cut -d' ' -f1 /proc/uptime; {unmap}; sleep 1"
+        ));
+        let [before, after] = times(&out)[..] else { panic!("{out}") };
+        results.maps.push(after - before);
+    }
+    results.maps.remove(0);
+    guest.ok(&format!("{map} > /tmp/device"));
+    let memory = || {
+        let out = guest.ok("PID=$(pidof rbd-nbd || true); [ -z \"$PID\" ] || grep -E 'VmRSS|Threads' /proc/$PID/status");
+        let mut words = out.split_whitespace();
+        let kilobytes = words.nth(1).and_then(|word| word.parse::<f64>().ok());
+        (kilobytes.map(|kilobytes| kilobytes / 1024.0), words.next_back().map(str::to_owned))
+    };
+    let (mapped, threads) = memory();
+    for (workload, rw, size, depth) in WORKLOADS {
+        eprintln!("{name}: {workload}");
+        let fio = format!(
+            "fio --name=x --filename=$(cat /tmp/device) --size={IMAGE_MEGABYTES}M --direct=1 --ioengine=libaio --rw={rw} \
+             --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap --output-format=json"
+        );
+        let stat = "head -n 1 /proc/stat; PID=$(pidof rbd-nbd || true)
+                    if [ -n \"$PID\" ]; then sed 's/.*) //' /proc/$PID/stat; else echo; fi";
+        let out = guest.ok(&format!("{stat}\n{fio} --output=/tmp/fio\n{stat}\ncat /tmp/fio"));
+        let lines: Vec<_> = out.lines().collect();
+        let cpu = |line: usize| {
+            // user, nice, system, then idle and iowait, which are none, and both kinds of interrupts.
+            let words = times(lines[line]);
+            [0, 1, 2, 5, 6].iter().map(|at| words[*at]).sum::<f64>()
+        };
+        let process = |line: usize| {
+            let words: Vec<_> = lines[line].split_whitespace().collect();
+            let ticks = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
+            ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)
+        };
+        let start = out.find("\n{").unwrap();
+        let report: serde_json::Value = serde_json::from_str(&out[start..]).unwrap();
+        let of = |what: &str| {
+            let sum = |kind: &str| report["jobs"][0][kind][what].as_f64().unwrap();
+            sum("read") + sum("write")
+        };
+        let operations = of("total_ios");
+        results.samples.push(Sample {
+            iops: of("iops"),
+            guest: (cpu(2) - cpu(0)) * TICK / operations,
+            process: (process(3) - process(1)) * TICK / operations,
+        });
+    }
+    results.memory = mapped.zip(memory().0);
+    results.threads = threads;
+    guest.ok(&format!("{unmap}; sleep 1"));
+    results
+}
+
+fn table(contenders: &[Contender], results: &[Results]) -> String {
+    let mut text = String::from(
+        "# Block devices: ceph-native, rbd-nbd and krbd\n\nMade by `benches/map/run`. One guest (Linux 6.12, software-emulated, one \
+         processor of which every instruction takes 2 ns), one\ncluster (Ceph 16, one memstore OSD, outside the guest and in real \
+         time), an image with an exclusive lock and an object map, fio with\n`--direct=1`. CPU is of the whole guest per \
+         operation, fio's included; in brackets, of the process that serves the device.\n\n|",
+    );
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    for contender in contenders {
+        let _ = write!(text, " | {}", contender.name);
+    }
+    text += " |\n|---|";
+    text += &"--:|".repeat(contenders.len());
+    for (at, (workload, ..)) in WORKLOADS.iter().enumerate() {
+        let _ = write!(text, "\n| {workload}: IOPS");
+        for results in results {
+            let _ = write!(text, " | {:.0}", results.samples[at].iops);
+        }
+        let _ = write!(text, " |\n| … CPU, µs");
+        for results in results {
+            let Sample { guest, process, .. } = results.samples[at];
+            match results.memory {
+                Some(_) => drop(write!(text, " | {guest:.0} ({process:.0})")),
+                None => drop(write!(text, " | {guest:.0}")),
+            }
+        }
+        text += " |";
+    }
+    text += "\n| `map`, s";
+    for results in results {
+        let _ = write!(text, " | {:.2}", median(results.maps.clone()));
+    }
+    text += " |\n| memory when mapped, and after all this, MiB";
+    for results in results {
+        match results.memory {
+            Some((mapped, after)) => drop(write!(text, " | {mapped:.1}, {after:.1}")),
+            None => text += " | –",
+        }
+    }
+    text += " |\n| threads";
+    for results in results {
+        let _ = write!(text, " | {}", results.threads.as_deref().unwrap_or("–"));
+    }
+    text += " |\n";
+    text
+}
