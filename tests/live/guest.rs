@@ -349,9 +349,12 @@ END
             sqlite3 /mnt/db \"pragma synchronous=full; insert into t values ($i)\"; echo $i > /tmp/sqlite.done
         done
 END
-        for name in git tar sqlite; do (bash /tmp/$name > /tmp/$name.log 2>&1; echo $? > /tmp/$name.exit) & done > /dev/null 2>&1");
+        for name in git tar sqlite; do
+            (bash /tmp/$name > /tmp/$name.log 2>&1; echo $? > /tmp/$name.exit) &
+        done > /dev/null 2>&1");
     for _ in 0..20 {
-        guest.ok("sleep 4; kill -9 $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); sleep 1; rbd-nbd-rs attach --all");
+        guest.ok("sleep 4; kill -9 $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); sleep 1
+            rbd-nbd-rs attach --all");
     }
     let out = guest.run(
         "set -e; touch /tmp/stop
