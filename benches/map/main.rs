@@ -116,7 +116,8 @@ fn measure(guest: &Guest, contender: &Contender, seconds: u32, maps: u32) -> Res
     results.maps.remove(0);
     guest.ok(&format!("{map} > /tmp/device"));
     let memory = || {
-        let out = guest.ok("PID=$(pidof rbd-nbd || true); [ -z \"$PID\" ] || grep -E 'VmRSS|Threads' /proc/$PID/status");
+        let out = guest.ok("PID=$(pidof rbd-nbd || true); [ -n \"$PID\" ] || exit 0
+             grep -E 'VmRSS|Threads' /proc/$PID/status");
         let mut words = out.split_whitespace();
         let kilobytes = words.nth(1).and_then(|word| word.parse::<f64>().ok());
         (kilobytes.map(|kilobytes| kilobytes / 1024.0), words.next_back().map(str::to_owned))
@@ -125,8 +126,8 @@ fn measure(guest: &Guest, contender: &Contender, seconds: u32, maps: u32) -> Res
     for (workload, rw, size, depth) in WORKLOADS {
         eprintln!("{name}: {workload}");
         let fio = format!(
-            "fio --name=x --filename=$(cat /tmp/device) --size={IMAGE_MEGABYTES}M --direct=1 --ioengine=libaio --rw={rw} \
-             --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap --output-format=json"
+            "fio --name=x --filename=$(cat /tmp/device) --size={IMAGE_MEGABYTES}M --direct=1 --ioengine=libaio \
+             --rw={rw} --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap --output-format=json"
         );
         let stat = "head -n 1 /proc/stat; PID=$(pidof rbd-nbd || true)
                     if [ -n \"$PID\" ]; then sed 's/.*) //' /proc/$PID/stat; else echo; fi";
@@ -163,9 +164,10 @@ fn measure(guest: &Guest, contender: &Contender, seconds: u32, maps: u32) -> Res
 
 fn table(contenders: &[Contender], results: &[Results]) -> String {
     let mut text = String::from(
-        "# Block devices: ceph-native, rbd-nbd and krbd\n\nMade by `benches/map/run`. One guest (Linux 6.12, software-emulated, one \
-         processor of which every instruction takes 2 ns), one\ncluster (Ceph 16, one memstore OSD, outside the guest and in real \
-         time), an image with an exclusive lock and an object map, fio with\n`--direct=1`. CPU is of the whole guest per \
+        "# Block devices: ceph-native, rbd-nbd and krbd\n\n\
+         Made by `benches/map/run`. One guest (Linux 6.12, software-emulated, one processor of which every\n\
+         instruction takes 2 ns), one cluster (Ceph 16, one memstore OSD, outside the guest and in real time), an\n\
+         image with an exclusive lock and an object map, fio with `--direct=1`. CPU is of the whole guest per\n\
          operation, fio's included; in brackets, of the process that serves the device.\n\n|",
     );
     let median = |mut values: Vec<f64>| {
