@@ -128,7 +128,8 @@ fn measure(guest: &Guest, contender: &Contender, seconds: u32, maps: u32) -> Res
         let fio = format!(
             "fio --name=x --filename=$(cat /tmp/device) --size={IMAGE_MEGABYTES}M \
              --direct=1 --ioengine=libaio \
-             --rw={rw} --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap --output-format=json"
+             --rw={rw} --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap \
+             --output-format=json"
         );
         let stat = "head -n 1 /proc/stat; PID=$(pidof rbd-nbd || true)
                     if [ -n \"$PID\" ]; then sed 's/.*) //' /proc/$PID/stat; else echo; fi";
