@@ -350,8 +350,8 @@ END
         done
 END
         for name in git tar sqlite; do
-            (bash /tmp/$name > /tmp/$name.log 2>&1; echo $? > /tmp/$name.exit) &
-        done > /dev/null 2>&1");
+            (bash /tmp/$name > /tmp/$name.log 2>&1; echo $? > /tmp/$name.exit) > /dev/null 2>&1 &
+        done");
     for _ in 0..20 {
         guest.ok("sleep 4; kill -9 $(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); sleep 1
             rbd-nbd-rs attach --all");
