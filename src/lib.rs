@@ -7,6 +7,7 @@ pub mod docker;
 pub mod error;
 pub mod image;
 mod net;
+pub mod openstack;
 pub mod pool;
 pub mod telemetry;
 
