@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::cinder::Held;
 use super::files;
 use super::names;
 use super::store::Found;
@@ -29,6 +30,9 @@ pub(crate) struct Attached {
     pub(crate) read_only: bool,
     /// Who uses it, by the ids that Docker gives, and since when.
     pub(crate) users: BTreeMap<String, String>,
+    /// What Cinder has noted, or may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cinder: Option<Held>,
 }
 
 /// The journal. All of it is in memory, too.
@@ -187,6 +191,7 @@ fn kernel(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::docker::cinder::InCinder;
     use crate::docker::store::{Description, Place, State};
 
     fn found(name: &str) -> Found {
@@ -210,6 +215,7 @@ mod tests {
             mountpoint: "/mnt".into(),
             read_only: false,
             users: [("id".to_owned(), "now".to_owned())].into(),
+            cinder: Some(Held::new(InCinder::default(), "h", "/mnt", "id", false)),
         };
         journal.learn_all(&[found("x"), found("a/b")]).unwrap();
         journal.learn(&found("y")).unwrap();

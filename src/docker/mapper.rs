@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::run::{must, run};
 use super::store::Place;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::openstack::cinder::Connection;
 
 /// What `unmap` says of what is not mapped.
 const NOT_MAPPED: i32 = 22;
@@ -40,17 +41,25 @@ impl Mapper {
         Self { program, ceph, limit }
     }
 
-    /// Maps an image; the device.
+    /// Maps an image, if need be with the monitors and as the user that Cinder says; the device.
     ///
     /// # Errors
     /// What the program says.
-    pub(crate) async fn map(&self, place: &Place, read_only: bool) -> Result<String> {
+    pub(crate) async fn map(
+        &self,
+        place: &Place,
+        read_only: bool,
+        connection: Option<&Connection>,
+    ) -> Result<String> {
         let spec = place.spec();
         let mut words = vec!["map", &spec];
         if read_only {
             words.push("--read-only");
         }
-        let out = must(&self.words(&words), self.limit).await.context(format!("mapping {spec}"))?;
+        let other = connection.map(|connection| self.as_told(connection));
+        let mapper = other.as_ref().unwrap_or(self);
+        let words = mapper.words(&words);
+        let out = must(&words, self.limit).await.context(format!("mapping {spec}"))?;
         match out.lines().map(str::trim).find(|line| line.starts_with("/dev/")) {
             Some(device) => Ok(device.to_owned()),
             None => Err(Error::new(Kind::Invalid, format!("mapping {spec}: no device: {out:?}"))),
@@ -108,8 +117,68 @@ impl Mapper {
         Ok(self.list().await?.into_iter().find(same).map(|mapping| mapping.device))
     }
 
+    /// The same, with the monitors and as the user that Cinder says. The key is this host's: Cinder tells none.
+    fn as_told(&self, connection: &Connection) -> Self {
+        let mut mapper = self.clone();
+        let user = connection.user.as_ref().map(|user| format!("client.{user}"));
+        let (mut own, mut ceph) = ("client.admin".to_owned(), Vec::new());
+        for pair in self.ceph.chunks(2) {
+            match pair {
+                [name, value] if name == "--name" => own.clone_from(value),
+                [name, _] if name == "--mon_host" || name == "--mon-host" => {}
+                pair => ceph.extend_from_slice(pair),
+            }
+        }
+        let name = match user {
+            Some(user) if user != own => {
+                // Keys that were named are the other user's.
+                let key =
+                    |word: &String| ["--keyring", "--keyfile", "--key"].contains(&word.as_str());
+                ceph = ceph
+                    .chunks(2)
+                    .filter(|pair| !pair.first().is_some_and(key))
+                    .flatten()
+                    .cloned()
+                    .collect();
+                user
+            }
+            _ => own,
+        };
+        ceph.extend(["--name".to_owned(), name]);
+        ceph.extend(["--mon_host".to_owned(), connection.monitors.join(",")]);
+        mapper.ceph = ceph;
+        mapper
+    }
+
     fn words<'a>(&'a self, rest: &[&'a str]) -> Vec<&'a str> {
         let first = self.program.iter().map(String::as_str);
         first.chain(rest.iter().copied()).chain(self.ceph.iter().map(String::as_str)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cinder_says_where_and_as_whom() {
+        let words =
+            ["--conf", "/c", "--name", "client.docker", "--keyring", "/k", "--mon_host", "m"];
+        let own: Vec<String> = words.map(str::to_owned).to_vec();
+        let mapper = Mapper::new(vec!["m".to_owned()], own, Duration::from_secs(1));
+        let told = |user: Option<&str>| {
+            let connection = Connection {
+                pool: "volumes".to_owned(),
+                image: "volume-1".to_owned(),
+                monitors: vec!["1.2.3.4:3300".to_owned(), "[fd00::1]:6789".to_owned()],
+                user: user.map(str::to_owned),
+                writable: true,
+            };
+            mapper.as_told(&connection).ceph.join(" ")
+        };
+        let monitors = "--mon_host 1.2.3.4:3300,[fd00::1]:6789";
+        assert_eq!(told(Some("cinder")), format!("--conf /c --name client.cinder {monitors}"));
+        let same = format!("--conf /c --keyring /k --name client.docker {monitors}");
+        assert_eq!((told(Some("docker")), told(None)), (same.clone(), same));
     }
 }

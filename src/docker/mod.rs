@@ -2,10 +2,11 @@
 //!
 //! `server` takes Docker's calls ([`protocol`] has their words), [`volumes`] does what they ask: [`store`] is what the
 //! cluster has of a volume, `journal` what this host remembers of it, `mapper` the process that makes a device of an
-//! image, `filesystem` and `format` what is on it. Control and data are apart: nothing that is mounted notices an
-//! end of the plugin.
+//! image, `filesystem` and `format` what is on it, `cinder` where it is in OpenStack, if it is. Control and data are
+//! apart: nothing that is mounted notices an end of the plugin.
 
 pub mod activation;
+pub mod cinder;
 mod files;
 pub mod filesystem;
 mod format;
@@ -19,6 +20,7 @@ pub mod protocol;
 mod run;
 pub mod server;
 pub mod settings;
+pub mod steps;
 pub mod store;
 pub mod volumes;
 

@@ -27,19 +27,31 @@ const NAMES: &[&str] = &[
     "gid",
     "mode",
     "read-only",
+    "backend",
+    "cloud",
+    "project-id",
+    "volume-type",
+    "availability-zone",
+];
+
+/// What only Cinder knows of a volume.
+const OF_CINDER: &[&str] = &["cloud", "project-id", "volume-type", "availability-zone"];
+
+/// What Cinder decides, not we.
+const OF_RBD: &[&str] = &[
+    "pool",
+    "namespace",
+    "image",
+    "data-pool",
+    "object-size",
+    "stripe-unit",
+    "stripe-count",
+    "features",
 ];
 
 /// Options that will exist. To take them and do nothing would be a promise broken.
-const NOT_YET: &[&str] = &[
-    "from",
-    "flatten",
-    "trash",
-    "delete-delay",
-    "encryption",
-    "qos-iops",
-    "qos-bps",
-    "project-id",
-];
+const NOT_YET: &[&str] =
+    &["from", "flatten", "trash", "delete-delay", "encryption", "qos-iops", "qos-bps"];
 
 /// The largest number that is taken for a size in GiB: 1 PiB. More was meant in bytes.
 const MAX_BARE_SIZE: u64 = 1 << 20;
@@ -64,6 +76,27 @@ impl FsType {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
+        }
+    }
+}
+
+/// Who makes a volume's image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// This plugin, in Ceph.
+    #[default]
+    Rbd,
+    /// OpenStack's Cinder.
+    Cinder,
+}
+
+impl Backend {
+    /// Its name, as it is given.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rbd => "rbd",
+            Self::Cinder => "cinder",
         }
     }
 }
@@ -126,6 +159,21 @@ pub struct VolumeOptions {
     /// Whether the volume is never written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Who makes its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
+    /// The cloud whose Cinder makes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud: Option<String>,
+    /// The project there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<String>,
+    /// Cinder's type for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_type: Option<String>,
+    /// Where Cinder is to make it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub availability_zone: Option<String>,
 }
 
 impl VolumeOptions {
@@ -184,6 +232,17 @@ impl VolumeOptions {
                 self.mode = Some(mode.ok_or_else(|| expected(name, value, octal))?);
             }
             "read-only" => self.read_only = Some(yes_or_no(name, value)?),
+            "backend" => {
+                self.backend = Some(match value {
+                    "rbd" => Backend::Rbd,
+                    "cinder" => Backend::Cinder,
+                    _ => return Err(expected(name, value, "rbd or cinder")),
+                });
+            }
+            "cloud" => self.cloud = text()?,
+            "project-id" => self.project_id = text()?,
+            "volume-type" => self.volume_type = text()?,
+            "availability-zone" => self.availability_zone = text()?,
             _ => return Err(unknown(name)),
         }
         Ok(())
@@ -210,6 +269,33 @@ impl VolumeOptions {
             gid: self.gid.or(d.gid),
             mode: self.mode.or(d.mode),
             read_only: self.read_only.or(d.read_only),
+            backend: self.backend.or(d.backend),
+            cloud: self.cloud.or(d.cloud),
+            project_id: self.project_id.or(d.project_id),
+            volume_type: self.volume_type.or(d.volume_type),
+            availability_zone: self.availability_zone.or(d.availability_zone),
+        }
+    }
+
+    /// Whether what was given can be had from the back end that is meant.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] with what is the other's.
+    pub fn fit(&self, backend: Backend) -> Result<()> {
+        let given = serde_json::to_value(self).unwrap_or_default();
+        let (foreign, other) = match backend {
+            Backend::Rbd => (OF_CINDER, Backend::Cinder),
+            Backend::Cinder => (OF_RBD, Backend::Rbd),
+        };
+        let named =
+            |name: &str| if name == "object-size" { "order".to_owned() } else { name.to_owned() };
+        match foreign.iter().find(|name| !given[named(name)].is_null()) {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("option {name} is for backend={}", other.name());
+                let hint = format!("this volume's is {}", backend.name());
+                Err(invalid(what).with_hint(hint))
+            }
         }
     }
 }
@@ -358,6 +444,23 @@ mod tests {
     }
 
     #[test]
+    fn each_back_end_has_its_own_options() {
+        let given = |name, value| VolumeOptions::parse([(name, value)]).unwrap();
+        for name in OF_CINDER {
+            given(name, "x").fit(Backend::Cinder).unwrap();
+            let error = given(name, "x").fit(Backend::Rbd).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("option {name} is for backend=cinder (this volume's is rbd)")
+            );
+        }
+        for (name, value) in [("pool", "x"), ("object-size", "4M"), ("features", "layering")] {
+            given(name, value).fit(Backend::Rbd).unwrap();
+            assert!(given(name, value).fit(Backend::Cinder).is_err(), "{name}");
+        }
+    }
+
+    #[test]
     fn every_option_is_read_and_checked() {
         let given = [
             ("size", "1"),
@@ -376,6 +479,11 @@ mod tests {
             ("gid", "0"),
             ("mode", "0750"),
             ("read-only", "true"),
+            ("backend", "cinder"),
+            ("cloud", "c"),
+            ("project-id", "4d47"),
+            ("volume-type", "ssd"),
+            ("availability-zone", "nova"),
         ];
         assert!(given.iter().map(|(name, _)| name).eq(NAMES), "a new option belongs in here");
         let options = VolumeOptions::parse(given).unwrap();
@@ -398,6 +506,7 @@ mod tests {
             ("read-only", "maybe", "true or false"),
             ("features", "fast", "features"),
             ("pool", "", "some text"),
+            ("backend", "glance", "rbd or cinder"),
             ("stripe-unit", "64K", "go together"),
         ] {
             let error = refused(name, value);

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use super::options::{self, VolumeOptions};
 use crate::config::{Args, Environment as _, Process};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::openstack::Cloud;
+use crate::openstack::cinder::Api;
 
 /// Where the file is when nobody says otherwise.
 pub const FILE: &str = "/etc/ceph-native/ceph-native.toml";
@@ -39,6 +41,23 @@ struct File {
     lost_seconds: Option<u64>,
     ceph: BTreeMap<String, String>,
     volumes: BTreeMap<String, toml::Value>,
+    cinder: Cinder,
+}
+
+/// Where Cinder is: a cloud's name, or its settings as `clouds.yaml` has them.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Cinder {
+    cloud: Option<String>,
+    attach_api: Option<Api>,
+    #[serde(flatten)]
+    own: serde_json::Map<String, serde_json::Value>,
+}
+
+impl std::fmt::Debug for Cinder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cinder").field("cloud", &self.cloud).finish_non_exhaustive()
+    }
 }
 
 /// How the plugin is to be.
@@ -66,6 +85,12 @@ pub struct Settings {
     pub ceph: Args,
     /// What volumes are like if nothing else is said.
     pub volumes: VolumeOptions,
+    /// The cloud that is meant if a volume names none.
+    pub cloud: Option<String>,
+    /// The same, where these settings describe it themselves.
+    pub own_cloud: Option<Cloud>,
+    /// How volumes of Cinder's are attached, if it is not to be what Cinder can.
+    pub attach_api: Option<Api>,
 }
 
 impl Settings {
@@ -119,6 +144,12 @@ impl Settings {
             lost: Duration::from_secs(file.lost_seconds.unwrap_or(600).max(1)),
             ceph: ceph_args(file.ceph)?,
             volumes,
+            own_cloud: match file.cinder.own.is_empty() {
+                true => None,
+                false => Some(Cloud::parse("[cinder]", &file.cinder.own.into())?),
+            },
+            cloud: file.cinder.cloud,
+            attach_api: file.cinder.attach_api,
         })
     }
 }
@@ -168,6 +199,10 @@ mod tests {
         let settings = Settings::parse(&all).unwrap();
         assert_eq!(settings.fence, Fence::Manual);
         assert_eq!(settings.volumes.mode, Some(0o750));
+        assert_eq!(settings.attach_api, Some(Api::Actions));
+        let cloud = settings.own_cloud.as_ref().expect("a cloud");
+        assert_eq!(cloud.auth_url, "https://keystone.example:5000/v3");
+        assert!(!format!("{settings:?}").contains("not told"));
         assert_eq!(settings.ceph.name.as_deref(), Some("client.docker"));
     }
 
@@ -179,6 +214,8 @@ mod tests {
             ("[volumes]\nsise = 1", "did you mean size?"),
             ("[volumes]\nimage = 'x'", "one volume only"),
             ("[ceph]\ncolour = 'red'", "colour is no option of Ceph's"),
+            ("[cinder]\nregion-name = 'R'", "cloud [cinder]: auth_url is missing"),
+            ("[cinder]\nattach-api = 'nova'", "attachments"),
             ("x", "line 1"),
         ] {
             let error = Settings::parse(text).unwrap_err().to_string();

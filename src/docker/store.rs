@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::cinder::InCinder;
 use super::names::{image_name, volume_name};
 use super::options::{FsType, VolumeOptions};
 use crate::cluster::Cluster;
@@ -79,6 +80,9 @@ pub struct Description {
     pub created: String,
     /// On which host.
     pub host: String,
+    /// Where it is in OpenStack, if Cinder has made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cinder: Option<InCinder>,
 }
 
 /// Where an image is.
@@ -534,9 +538,10 @@ async fn look(pool: &Pool, image: String, id: String) -> Result<Option<Found>> {
         }
     };
     // `rbd cp` and `rbd rename` take metadata along: what they make is not the volume.
-    let own = match description.adopted {
-        true => description.options.image.as_ref() == Some(&image),
-        false => volume_name(&image).as_ref() == Some(&description.name),
+    let own = match (&description.cinder, description.adopted) {
+        (Some(cinder), _) => cinder.image == image,
+        (None, true) => description.options.image.as_ref() == Some(&image),
+        (None, false) => volume_name(&image).as_ref() == Some(&description.name),
     };
     if !own {
         return Ok(None);

@@ -1,5 +1,6 @@
 //! One host: a plugin, and a dockerd where a test needs one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ exec unshare -m --propagation unchanged sh -c '
 /// A host. Everything of it goes when it is dropped.
 pub(crate) struct Host {
     pub(crate) dir: PathBuf,
+    /// What the plugin has in its environment when it is started next.
+    pub(crate) env: BTreeMap<&'static str, String>,
     namespace: Child,
     ceph: &'static Ceph,
     plugin: Option<Child>,
@@ -53,7 +56,8 @@ impl Host {
             ceph.conf(),
         );
         fs::write(dir.join("settings.toml"), text).unwrap();
-        let mut host = Self { dir, namespace, ceph, plugin: None, dockerd: None };
+        let env = BTreeMap::new();
+        let mut host = Self { dir, env, namespace, ceph, plugin: None, dockerd: None };
         host.start_plugin();
         host
     }
@@ -87,6 +91,7 @@ impl Host {
         let mut command = Command::new(program());
         command.arg("--settings").arg(self.dir.join("settings.toml"));
         command.env("RBD_NBD_RS_STATE", self.dir.join("mappings"));
+        command.envs(&self.env);
         command
     }
 

@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ceph_native::config::Process;
 use ceph_native::docker::Settings;
+use ceph_native::docker::options::Backend;
 use ceph_native::docker::store::{Store, place};
 use ceph_native::error::{Error, Kind, Result};
+use ceph_native::openstack::{Cinder, Cloud, Session};
 
 /// How long the cluster may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -37,6 +40,10 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     say("cluster", cluster);
     if let Some(pool) = pool {
         say("pool", pool);
+    }
+    let wanted = settings.volumes.backend == Some(Backend::Cinder);
+    if wanted || settings.own_cloud.is_some() || settings.cloud.is_some() {
+        say("cloud", cloud(settings).await.map_err(|error| error.to_string()));
     }
     match wrong {
         0 => Ok(()),
@@ -72,6 +79,18 @@ async fn cluster(settings: &Settings) -> (Found, Option<Found>) {
         Err(_) => Err(format!("no answer in {} s", LIMIT.as_secs())),
     };
     (Ok(told), Some(pool))
+}
+
+/// Logs in, and asks Cinder for what it can.
+async fn cloud(settings: &Settings) -> Result<String> {
+    let cloud = match (&settings.own_cloud, &settings.cloud) {
+        (Some(own), None) => own.clone(),
+        (_, named) => Cloud::find(&Process, named.as_deref())?,
+    };
+    let cinder = Cinder::new(Session::new(cloud, settings.volumes.project_id.as_deref())?);
+    let (id, name) = cinder.session().project().await?;
+    let (version, limits) = (cinder.version().await?, cinder.limits().await?);
+    Ok(format!("project {name} ({id}), Cinder {version}; {limits}"))
 }
 
 fn root() -> Found {

@@ -11,6 +11,7 @@ use crate::docker::filesystem as fs;
 use crate::docker::journal::Attached;
 use crate::docker::names::image_name;
 use crate::docker::settings::Fence;
+use crate::docker::steps;
 use crate::docker::store::{Found, Holder, State};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::admin::address_text;
@@ -30,14 +31,22 @@ const TIDY: Duration = Duration::from_secs(5);
 
 impl Volumes {
     pub(super) async fn mount_now(&self, name: &str, user: &str) -> Result<PathBuf> {
+        let mut left = None;
         if let Some(mut attached) = self.journal.attached(name) {
             if self.is_live(&attached) && self.is_mapped(&attached).await {
                 attached.users.insert(user.to_owned(), now());
                 self.journal.attach(&attached)?;
+                // Of a plugin that ended before it could. A Cinder that is away keeps nobody from what is here.
+                if let Ok(Err(error)) =
+                    tokio::time::timeout(TIDY, self.complete(&mut attached)).await
+                {
+                    tracing::warn!(volume = name, %error, "Cinder does not show it as in use yet");
+                }
                 return Ok(attached.mountpoint);
             }
             tracing::warn!(volume = name, "what was mounted is gone: mounting anew");
             self.clean(&attached).await?;
+            left = attached.cinder;
         }
         let found = self.find_existing(name).await?;
         let found = self.finish(found).await?;
@@ -50,10 +59,11 @@ impl Volumes {
             mountpoint: self.settings.mounts.join(image_name(name)?),
             read_only,
             users: BTreeMap::from([(user.to_owned(), now())]),
+            cinder: left,
         };
         // From here on whatever is begun is found again, should this process end.
         self.journal.attach(&attached)?;
-        match self.bring_up(found, &mut attached).await {
+        match self.bring_up(found, &mut attached, user).await {
             Ok(()) => Ok(attached.mountpoint),
             Err(error) => {
                 if let Err(error) = self.tear_down(&attached).await {
@@ -64,14 +74,25 @@ impl Volumes {
         }
     }
 
-    async fn bring_up(&self, mut found: Found, attached: &mut Attached) -> Result<()> {
+    async fn bring_up(&self, mut found: Found, attached: &mut Attached, user: &str) -> Result<()> {
         if !attached.read_only {
             self.take(&found).await?;
             self.must_be_unused(&found).await?;
         }
-        let device = self.mapper.map(&found.place, attached.read_only).await?;
+        let in_cinder = found.description.cinder.clone();
+        let connection = match &in_cinder {
+            Some(of) => {
+                steps::done("mount: locked");
+                Some(self.attach_for_mount(of, user, attached).await?)
+            }
+            None => None,
+        };
+        let device = self.mapper.map(&found.place, attached.read_only, connection.as_ref()).await?;
         attached.device = Some(device.clone());
         self.journal.attach(attached)?;
+        if in_cinder.is_some() {
+            steps::done("mount: mapped");
+        }
         if !attached.read_only {
             // Only then can another host fence what writes here; so nothing is written before.
             let clients = self.store.watchers(&found).await?;
@@ -91,6 +112,10 @@ impl Volumes {
             State::Formatting | State::Ready => fs::Root::default(),
         };
         fs::mount_apart(&device, &mountpoint, fstype, &options, &root, limit).await?;
+        if in_cinder.is_some() {
+            steps::done("mount: mounted");
+            self.complete(attached).await?;
+        }
         if attached.read_only {
             return Ok(());
         }
@@ -165,12 +190,24 @@ impl Volumes {
     /// Unmounts and unmaps what is left of a volume on this host.
     async fn clean(&self, attached: &Attached) -> Result<()> {
         fs::unmount_apart(&attached.mountpoint, self.settings.work).await?;
-        self.mapper.unmap(&attached.image).await
+        // What was attached in Cinder for its file system only was never mapped.
+        match attached.image.as_str() {
+            "" => Ok(()),
+            image => self.mapper.unmap(image).await,
+        }
     }
 
     /// The same, and lets other hosts have it.
     pub(super) async fn tear_down(&self, attached: &Attached) -> Result<()> {
         self.clean(attached).await?;
+        let mut attached = attached.clone();
+        let told = match attached.cinder.is_some() {
+            true => {
+                steps::done("unmount: cleaned");
+                self.tell_cinder(&mut attached).await?
+            }
+            false => true,
+        };
         if !attached.read_only {
             let given_back = async {
                 if let Some(found) = self.find(&attached.name).await? {
@@ -186,8 +223,34 @@ impl Volumes {
                 }
                 Err(_) => tracing::warn!(volume = attached.name, "its lock is not given back yet"),
             }
+            if attached.cinder.is_none() && told {
+                steps::done("unmount: unlocked");
+            }
         }
-        self.journal.detach(&attached.name)
+        // What Cinder could not be told is kept, for when it can.
+        if told { self.journal.detach(&attached.name) } else { Ok(()) }
+    }
+
+    /// Has Cinder forget an attachment whose volume is unmounted; whether it has. One that is away keeps nobody from
+    /// anything.
+    async fn tell_cinder(&self, attached: &mut Attached) -> Result<bool> {
+        let told = match tokio::time::timeout(TIDY, self.let_go(attached)).await {
+            Ok(told) => told,
+            Err(_) => Err(Error::new(Kind::TimedOut, "Cinder does not answer")),
+        };
+        match told {
+            Ok(()) => {
+                steps::done("unmount: detached");
+                Ok(true)
+            }
+            Err(error) => {
+                let volume = &attached.name;
+                tracing::warn!(volume, %error, "Cinder shows it as attached still: told again later");
+                attached.device = None;
+                self.journal.attach(attached)?;
+                Ok(false)
+            }
+        }
     }
 
     /// Takes a volume's lock for this host, from one that died if need be.

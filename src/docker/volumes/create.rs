@@ -10,7 +10,7 @@ use proto::rbd::Features;
 
 use super::{Volumes, now};
 use crate::docker::format;
-use crate::docker::options::{FsType, VolumeOptions};
+use crate::docker::options::{Backend, FsType, VolumeOptions};
 use crate::docker::probe::Content;
 use crate::docker::store::{self, Description, Found, Place, State};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -31,6 +31,8 @@ const PATIENCE: u32 = 25;
 impl Volumes {
     pub(super) async fn create_now(&self, name: &str, given: VolumeOptions) -> Result<()> {
         let options = given.clone().or(&self.settings.volumes);
+        let backend = options.backend.unwrap_or_default();
+        given.fit(backend)?;
         for pause in 0.. {
             if let Some(found) = self.find(name).await? {
                 compatible(&found, &given)?;
@@ -38,6 +40,12 @@ impl Volumes {
                 return self.journal.learn(&found);
             }
             let cluster = self.store.cluster().await?;
+            if backend == Backend::Cinder {
+                match self.create_in_cinder(name, &options).await? {
+                    Some(found) => return self.journal.learn(&found),
+                    None => continue,
+                }
+            }
             let place = store::place(name, &options, &cluster.config().rbd.pool)?;
             if options.image.is_some() {
                 return self.adopt(name, place, options).await;
@@ -108,6 +116,7 @@ impl Volumes {
             options: VolumeOptions { size: Some(size), ..options.clone() },
             created: now(),
             host: self.settings.host.clone(),
+            cinder: None,
         };
         let create = CreateOptions {
             size,
@@ -165,6 +174,7 @@ impl Volumes {
             options: VolumeOptions { size: None, ..options },
             created: now(),
             host: self.settings.host.clone(),
+            cinder: None,
         };
         let found = Found { name: name.to_owned(), place, id, description };
         self.store.describe(&found).await?;
@@ -186,7 +196,15 @@ impl Volumes {
     }
 
     /// Makes the file system of a volume that has none yet.
-    pub(super) async fn finish(&self, mut found: Found) -> Result<Found> {
+    pub(super) async fn finish(&self, found: Found) -> Result<Found> {
+        match (found.description.state, found.description.cinder.clone()) {
+            (State::Formatting, Some(of)) => self.finish_in_cinder(found, of).await,
+            _ => self.finish_image(found).await,
+        }
+    }
+
+    /// The same, where nobody but Ceph has to be asked.
+    pub(super) async fn finish_image(&self, mut found: Found) -> Result<Found> {
         while found.description.state == State::Formatting {
             match self.take(&found).await {
                 Ok(()) => {}
@@ -266,6 +284,9 @@ impl Volumes {
         if found.description.adopted {
             return self.store.disown(found).await;
         }
+        if found.description.cinder.is_some() {
+            return self.remove_in_cinder(found).await;
+        }
         let pool = self.store.pool(&found.place).await?;
         admin::remove(&pool, &found.place.image, &mut |_, _| {}).await
     }
@@ -277,7 +298,22 @@ fn compatible(found: &Found, given: &VolumeOptions) -> Result<()> {
     let differs = |what: &str, has: &dyn std::fmt::Display| {
         Err(Error::new(Kind::Exists, format!("volume {name} exists, and its {what} is {has}")))
     };
+    let own = if has.cinder.is_some() { Backend::Cinder } else { Backend::Rbd };
+    let project = has.cinder.as_ref().map(|cinder| cinder.project.as_str());
     match given {
+        VolumeOptions { backend: Some(backend), .. } if *backend != own => {
+            differs("back end", &own.name())
+        }
+        VolumeOptions { project_id: Some(id), .. } if project.is_some_and(|has| has != id) => {
+            differs("project", &project.unwrap_or_default())
+        }
+        // Cinder counts in GiB.
+        VolumeOptions { size: Some(size), .. }
+            if own == Backend::Cinder
+                && has.options.size == Some(size.next_multiple_of(1 << 30)) =>
+        {
+            compatible(found, &VolumeOptions { size: None, ..given.clone() })
+        }
         VolumeOptions { size: Some(size), .. }
             if has.options.size.is_some_and(|has| has != *size) =>
         {
@@ -326,6 +362,7 @@ mod tests {
             (("pool", "ssd"), "its pool is rbd"),
             (("namespace", ""), "its namespace is \"ns\""),
             (("image", "w"), "its image is v"),
+            (("backend", "cinder"), "its back end is rbd"),
         ] {
             let error = compatible(&found, &given(&[other])).unwrap_err();
             assert_eq!(error.kind(), Kind::Exists);

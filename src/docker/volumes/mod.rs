@@ -1,6 +1,7 @@
 //! What Docker can do with volumes: each call is bounded in time, and one volume at a time waits for itself only.
 
 mod attach;
+mod cinder;
 mod create;
 mod recover;
 mod status;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::{Instant, timeout_at};
 
 pub use self::status::{Usage, Volume};
+use super::cinder::Clouds;
 use super::journal::{self, Journal};
 use super::mapper::Mapper;
 use super::options::from_map;
@@ -28,6 +30,7 @@ pub struct Volumes {
     store: Store,
     journal: Journal,
     mapper: Mapper,
+    clouds: Clouds,
     host_id: String,
     boot: String,
     /// Who is at work on a volume holds its lock.
@@ -67,6 +70,7 @@ impl Volumes {
             store: Store::new(settings.ceph.clone()),
             journal,
             mapper,
+            clouds: Clouds::new(settings.own_cloud.clone(), settings.cloud.clone()),
             host_id,
             boot: journal::boot(),
             busy: Locks::default(),

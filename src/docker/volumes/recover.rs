@@ -20,6 +20,7 @@ impl Volumes {
         let mut unused = HashMap::new();
         loop {
             self.recover().await;
+            self.complete_attachments().await;
             self.forget_lost_users(&mut unused).await;
             tokio::time::sleep(PAUSE.min(self.settings.lost)).await;
         }

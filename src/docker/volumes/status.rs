@@ -133,6 +133,17 @@ impl Volumes {
         let mut status = Map::new();
         let mut say = |name: &str, value: Value| status.insert(name.to_owned(), value);
         say("image", found.place.spec().into());
+        if let Some(cinder) = &description.cinder {
+            say("project", cinder.project.clone().into());
+            say("cinder-volume", cinder.volume.clone().into());
+            if let Some(cloud) = &cinder.cloud {
+                say("cloud", cloud.clone().into());
+            }
+            let held = self.journal.attached(&found.name).and_then(|attached| attached.cinder);
+            if let Some(attachment) = held.and_then(|held| held.attachment) {
+                say("cinder-attachment", attachment.into());
+            }
+        }
         say("fstype", description.fstype.name().into());
         say("size", description.size.into());
         if stale {
@@ -182,6 +193,9 @@ impl Volumes {
             _ => "ok",
         };
         say("health", health.into());
+        if let Some(cinder) = &found.description.cinder {
+            self.say_of_cinder(cinder, &mut volume.status).await;
+        }
         Ok(volume)
     }
 }

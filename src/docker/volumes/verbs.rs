@@ -28,7 +28,13 @@ impl Volumes {
                 format!("it has {} bytes already: volumes only grow", found.description.size);
             return Err(Error::new(Kind::Invalid, what));
         }
-        self.mapper.resize(&found.place, size).await?;
+        let size = match &found.description.cinder {
+            Some(of) => self.extend_in_cinder(of, size).await?,
+            None => {
+                self.mapper.resize(&found.place, size).await?;
+                size
+            }
+        };
         let attached = self.journal.attached(name).filter(|attached| self.is_live(attached));
         let Some((device, root)) = attached.and_then(|a| Some((a.device?, a.mountpoint))) else {
             return Ok("the image has grown; its file system will with the next mount".to_owned());
@@ -61,7 +67,7 @@ impl Volumes {
         let found = self.find_existing(name).await?;
         self.take(&found).await?;
         let checked = async {
-            let device = self.mapper.map(&found.place, false).await?;
+            let device = self.mapper.map(&found.place, false, None).await?;
             let said = fs::check_all(found.description.fstype, &device, self.settings.work).await;
             self.mapper.unmap(&found.place.spec()).await?;
             said

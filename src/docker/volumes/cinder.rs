@@ -1,0 +1,450 @@
+//! Volumes that Cinder makes: it keeps them, and who has them attached; their data and their locks are in Ceph like
+//! those of others.
+//!
+//! What keeps two hosts from writing is the lock in Ceph. The attachment is Cinder's record of it: it is made while
+//! this host has the lock, and taken away before the lock is given back. So whoever has the lock may clear away what a
+//! host that died has left there. If Cinder is away when it is to be told, the journal keeps it, and it is told later.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Volumes, now};
+use crate::docker::cinder::{Held, InCinder, TAG, is_ours};
+use crate::docker::journal::Attached;
+use crate::docker::names::image_name;
+use crate::docker::options::VolumeOptions;
+use crate::docker::steps;
+use crate::docker::store::{Description, Found, Place, State};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::openstack::Cinder;
+use crate::openstack::cinder::{Api, Connection, NewVolume, Volume};
+
+/// Cinder counts in these.
+const GIB: u64 = 1 << 30;
+
+/// The size of a volume if nothing says what it should be.
+const DEFAULT_SIZE: u64 = 10 * GIB;
+
+/// How often another host's attempt at the same volume is looked at.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// What is kept back of a call's time for cleaning up.
+const RESERVE: Duration = Duration::from_secs(5);
+
+impl Volumes {
+    /// Makes a volume in Cinder, or takes over what an earlier attempt has made. `None` if another host is about to.
+    pub(super) async fn create_in_cinder(
+        &self,
+        name: &str,
+        options: &VolumeOptions,
+    ) -> Result<Option<Found>> {
+        let cinder = self.clouds.cinder(options.cloud.as_deref(), options.project_id.as_deref())?;
+        let deadline = self.deadline();
+        let (volume, fresh) = self.made(&cinder, name, options).await?;
+        let id = volume.id.clone();
+        let volume = match cinder
+            .until(&id, &["available", "in-use", "reserved", "attaching"], deadline)
+            .await
+        {
+            Ok(volume) => volume,
+            Err(error) if error.kind() == Kind::TimedOut => {
+                let hint = "it is found again by the next attempt";
+                return Err(error.context("Cinder is not done").with_hint(hint));
+            }
+            // It will never be one, and counts against the quota. What was there before is not ours to judge.
+            Err(error) if fresh => {
+                if let Err(error) = cinder.delete(&id).await {
+                    tracing::warn!(volume = name, id, %error, "left behind in Cinder");
+                }
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        steps::done("create: available");
+        let of = InCinder {
+            cloud: options.cloud.clone(),
+            project: cinder.session().project().await?.0,
+            volume: id,
+            image: String::new(),
+            api: match self.settings.attach_api {
+                Some(api) => api,
+                None => cinder.api().await?,
+            },
+        };
+        let (mut entry, held) = self.begin(name, of).await?;
+        steps::done("create: noted");
+        let made = self.describe_in_cinder(name, options, &volume, &cinder, held, &mut entry).await;
+        let found = match made {
+            Ok(found) => found,
+            Err(error) if error.kind() == Kind::Busy => {
+                // Another host makes the same one at this moment, or did.
+                self.journal.detach(name)?;
+                sleep(PAUSE).await;
+                return Ok(None);
+            }
+            Err(error) => {
+                // What is not known to be so may be well later; what is would only count against the quota.
+                let gone = async {
+                    self.let_go(&mut entry).await?;
+                    self.journal.detach(name)?;
+                    match error.kind() {
+                        Kind::TimedOut | Kind::Unreachable | Kind::Closed => Ok(()),
+                        _ if fresh => cinder.delete(&volume.id).await,
+                        _ => Ok(()),
+                    }
+                };
+                if let Err(error) = gone.await {
+                    tracing::warn!(volume = name, id = volume.id, %error, "left behind in Cinder");
+                }
+                return Err(error);
+            }
+        };
+        steps::done("create: described");
+        let formatted = self.finish_image(found.clone()).await;
+        if formatted.is_ok() {
+            steps::done("create: formatted");
+        }
+        self.let_go(&mut entry).await?;
+        self.journal.detach(name)?;
+        steps::done("create: detached");
+        match formatted {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if fresh => {
+                if let Err(error) = self.remove_in_cinder(&found).await {
+                    tracing::warn!(volume = name, %error, "left behind without a file system");
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The volume in Cinder that has the name: one that an earlier attempt has made, or a new one; whether it is new.
+    async fn made(
+        &self,
+        cinder: &Cinder,
+        name: &str,
+        options: &VolumeOptions,
+    ) -> Result<(Volume, bool)> {
+        let size = options.size.unwrap_or(DEFAULT_SIZE).div_ceil(GIB);
+        let there = |volume: &Volume| !volume.status.contains("deleting");
+        let before = cinder.find_tagged(TAG, name).await?;
+        if let Some(volume) = before.into_iter().find(there) {
+            if volume.size != size {
+                let what =
+                    format!("Cinder has its volume {} already, of {} GiB", volume.id, volume.size);
+                return Err(Error::new(Kind::Exists, what));
+            }
+            return Ok((volume, false));
+        }
+        let host = &self.settings.host;
+        let new = NewVolume {
+            name: name.to_owned(),
+            description: format!("Docker volume, made on {host}"),
+            size,
+            volume_type: options.volume_type.clone(),
+            availability_zone: options.availability_zone.clone(),
+            metadata: BTreeMap::from([
+                (TAG.to_owned(), name.to_owned()),
+                ("ceph-native.host".to_owned(), host.clone()),
+            ]),
+            ..NewVolume::default()
+        };
+        let own = cinder.create(&new).await?;
+        steps::done("create: asked Cinder");
+        // Two hosts may have come here at once: the first counts, and both see both, or only the first sees itself
+        // alone.
+        let all = cinder.find_tagged(TAG, name).await?;
+        let first = all.into_iter().find(there).filter(|first| first.id != own.id);
+        let Some(first) = first else { return Ok((own, true)) };
+        tracing::info!(volume = name, "another host was first to make it in Cinder");
+        let settled = cinder.until(&own.id, &["available"], self.deadline()).await;
+        if let Err(error) = &settled {
+            tracing::warn!(volume = name, id = own.id, %error, "one too many");
+        }
+        cinder.delete(&own.id).await?;
+        Ok((first, false))
+    }
+
+    /// Attaches a volume of Cinder's for the first time, and writes into its image what it is.
+    async fn describe_in_cinder(
+        &self,
+        name: &str,
+        options: &VolumeOptions,
+        volume: &Volume,
+        cinder: &Cinder,
+        held: Held,
+        entry: &mut Attached,
+    ) -> Result<Found> {
+        let mut of = held.of.clone();
+        let connection = self.attach(cinder, held, entry).await?;
+        steps::done("create: attached");
+        of.image.clone_from(&connection.image);
+        let place = Place::new(&connection.pool, "", &connection.image);
+        let id = {
+            let pool = self.store.pool(&place).await?;
+            crate::image::header::image_id(&pool, &place.image).await?
+        };
+        // An earlier attempt has come further than this.
+        if let Some(found) = self.store.find_at(&place).await? {
+            return Ok(found);
+        }
+        let mut options = options.clone();
+        if volume.multiattach {
+            let why =
+                "its type lets several hosts attach it, and a file system is for one at a time";
+            tracing::warn!(volume = name, why, "read-only unless read-only=false is given");
+            options.read_only.get_or_insert(true);
+        }
+        let size = volume.size * GIB;
+        let description = Description {
+            name: name.to_owned(),
+            state: State::Formatting,
+            adopted: false,
+            fstype: options.fstype.unwrap_or_default(),
+            size,
+            options: VolumeOptions { size: Some(size), ..options },
+            created: now(),
+            host: self.settings.host.clone(),
+            cinder: Some(of),
+        };
+        let found = Found { name: name.to_owned(), place, id, description };
+        self.store.describe(&found).await?;
+        Ok(found)
+    }
+
+    /// Makes the file system of a volume of Cinder's whose creation was cut short.
+    pub(super) async fn finish_in_cinder(&self, found: Found, of: InCinder) -> Result<Found> {
+        let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+        let (mut entry, held) = self.begin(&found.name, of).await?;
+        let finished = match self.attach(&cinder, held, &mut entry).await {
+            Ok(_) => self.finish_image(found).await,
+            Err(error) => Err(error),
+        };
+        self.let_go(&mut entry).await?;
+        self.journal.detach(&entry.name)?;
+        finished
+    }
+
+    /// An entry of the journal for an attachment that is not for mounting. One that an earlier life of this process has
+    /// left is cleared away.
+    async fn begin(&self, name: &str, of: InCinder) -> Result<(Attached, Held)> {
+        if let Some(left) = self.journal.attached(name).filter(|left| left.cinder.is_some()) {
+            self.tear_down(&left).await?;
+        }
+        let mountpoint = self.settings.mounts.join(image_name(name)?);
+        let root = mountpoint.display().to_string();
+        let held = Held::new(of, &self.settings.host, &root, "", false);
+        let entry = Attached {
+            name: name.to_owned(),
+            image: String::new(),
+            boot: self.boot.clone(),
+            device: None,
+            mountpoint,
+            read_only: false,
+            users: BTreeMap::new(),
+            cinder: Some(held.clone()),
+        };
+        self.journal.attach(&entry)?;
+        Ok((entry, held))
+    }
+
+    /// Has Cinder note that this host is about to have a volume that is to be mounted, whose lock it has.
+    pub(super) async fn attach_for_mount(
+        &self,
+        of: &InCinder,
+        user: &str,
+        entry: &mut Attached,
+    ) -> Result<Connection> {
+        let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+        // Of a mount that is no more.
+        self.let_go(entry).await?;
+        let root = entry.mountpoint.display().to_string();
+        let held = Held::new(of.clone(), &self.settings.host, &root, user, entry.read_only);
+        entry.cinder = Some(held.clone());
+        self.journal.attach(entry)?;
+        steps::done("mount: noted");
+        // Whoever died with it had the lock, which is ours now.
+        if !entry.read_only {
+            clear(&cinder, &held, "").await?;
+        }
+        let connection = self.attach(&cinder, held, entry).await?;
+        steps::done("mount: attached");
+        Ok(connection)
+    }
+
+    async fn attach(
+        &self,
+        cinder: &Cinder,
+        held: Held,
+        entry: &mut Attached,
+    ) -> Result<Connection> {
+        let by = held.connector();
+        let (attachment, connection) = cinder
+            .attach(held.of.api, &held.of.volume, &by)
+            .await
+            .context(format!("attaching volume {} in Cinder", held.of.volume))?;
+        entry.cinder = Some(Held { attachment, ..held });
+        self.journal.attach(entry)?;
+        Ok(connection)
+    }
+
+    /// Has Cinder show the volume as in use.
+    pub(super) async fn complete(&self, entry: &mut Attached) -> Result<()> {
+        let Some(held) = entry.cinder.clone().filter(|held| !held.complete) else { return Ok(()) };
+        let cinder = self.clouds.cinder(held.of.cloud.as_deref(), Some(&held.of.project))?;
+        let (api, attachment) = (held.of.api, held.attachment.as_deref());
+        let id = cinder.complete(api, &held.of.volume, attachment, &held.connector()).await?;
+        entry.cinder = Some(Held { attachment: Some(id), complete: true, ..held });
+        self.journal.attach(entry)?;
+        steps::done("mount: completed");
+        Ok(())
+    }
+
+    /// The same for what was mounted by a plugin that ended before it could.
+    pub(super) async fn complete_attachments(self: &Arc<Self>) {
+        let unfinished = |entry: &Attached| {
+            self.is_live(entry) && entry.cinder.as_ref().is_some_and(|held| !held.complete)
+        };
+        for entry in self.journal.all_attached().into_iter().filter(unfinished) {
+            let (this, name) = (Arc::clone(self), entry.name.clone());
+            let completed = async move {
+                match this.journal.attached(&name) {
+                    Some(mut entry) if this.is_live(&entry) => this.complete(&mut entry).await,
+                    _ => Ok(()),
+                }
+            };
+            let _ = self.work(&entry.name, "settling with Cinder", completed).await;
+        }
+    }
+
+    /// Takes this host's attachment away, if there is one.
+    ///
+    /// # Errors
+    /// Whatever keeps Cinder from being told: then the journal has it still.
+    pub(super) async fn let_go(&self, entry: &mut Attached) -> Result<()> {
+        let Some(held) = entry.cinder.clone() else { return Ok(()) };
+        let cinder = self.clouds.cinder(held.of.cloud.as_deref(), Some(&held.of.project))?;
+        let gone = match &held.attachment {
+            Some(attachment) => {
+                let by = held.connector();
+                cinder.detach(held.of.api, &held.of.volume, Some(attachment), &by).await
+            }
+            // What became of the request is not known.
+            None => clear(&cinder, &held, &held.host).await,
+        };
+        gone.context(format!("detaching volume {} in Cinder", held.of.volume))?;
+        entry.cinder = None;
+        self.journal.attach(entry)
+    }
+
+    /// Removes a volume that nobody has. The lock is ours.
+    pub(super) async fn remove_in_cinder(&self, found: &Found) -> Result<()> {
+        let Some(of) = &found.description.cinder else { return Ok(()) };
+        let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+        let root = self.settings.mounts.join(image_name(&found.name)?).display().to_string();
+        clear(&cinder, &Held::new(of.clone(), &self.settings.host, &root, "", false), "").await?;
+        if let Err(error) = cinder.delete(&of.volume).await {
+            let snapshots = cinder.snapshots(&of.volume).await.unwrap_or_default();
+            return Err(match snapshots.as_slice() {
+                [] => error,
+                some => {
+                    let names: Vec<_> =
+                        some.iter().map(|one| one.name.as_deref().unwrap_or(&one.id)).collect();
+                    let what = format!("it has snapshots in Cinder: {}", names.join(", "));
+                    Error::new(Kind::Busy, what).with_hint("remove those first")
+                }
+            });
+        }
+        steps::done("remove: asked Cinder");
+        cinder.until_gone(&of.volume, self.deadline()).await?;
+        steps::done("remove: gone");
+        Ok(())
+    }
+
+    /// Makes a volume larger in Cinder, which makes its image larger.
+    pub(super) async fn extend_in_cinder(&self, of: &InCinder, size: u64) -> Result<u64> {
+        let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+        let gib = size.div_ceil(GIB);
+        cinder.extend(&of.volume, gib).await?;
+        let volume = cinder.until(&of.volume, &["available", "in-use"], self.deadline()).await?;
+        match volume.size >= gib {
+            true => Ok(volume.size * GIB),
+            false => Err(Error::new(Kind::Os(5), format!("Cinder left it at {} GiB", volume.size))),
+        }
+    }
+
+    /// What there is to say of a volume that is in Cinder, which may be away.
+    pub(super) async fn say_of_cinder(&self, of: &InCinder, status: &mut Map<String, Value>) {
+        let asked = async {
+            let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+            cinder.volume(&of.volume).await
+        };
+        let said = match timeout(self.settings.answer * 2 / 3, asked).await {
+            Ok(Ok(volume)) => {
+                let devices = volume.attachments.iter().filter_map(|one| one.device.as_deref());
+                status.insert("cinder-attached".to_owned(), devices.collect::<Vec<_>>().into());
+                volume.status
+            }
+            Ok(Err(error)) => format!("unknown: {error}"),
+            Err(_) => "unknown: no answer in time".to_owned(),
+        };
+        status.insert("cinder-status".to_owned(), said.into());
+    }
+
+    fn deadline(&self) -> Instant {
+        let limit = self.settings.work;
+        Instant::now() + limit.saturating_sub(RESERVE.min(limit / 5))
+    }
+}
+
+/// Takes attachments away that no living plugin has: those of plugins, whose device names this host (or any, if none is
+/// given), and those that have come to nothing yet.
+async fn clear(cinder: &Cinder, held: &Held, host: &str) -> Result<()> {
+    let id = &held.of.volume;
+    let volume = match cinder.volume(id).await {
+        Ok(volume) => volume,
+        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if volume.status == "available" {
+        return Ok(());
+    }
+    let ours = |device: Option<&str>| {
+        is_ours(device)
+            && (host.is_empty() || device.is_some_and(|one| one.starts_with(&format!("{host}:"))))
+    };
+    let by = held.connector();
+    match held.of.api {
+        Api::Attachments => {
+            for one in cinder.attachments(id).await? {
+                let shown = volume.attachments.iter().find(|shown| shown.attachment_id == one.id);
+                let gone = match shown {
+                    Some(shown) => ours(shown.device.as_deref()),
+                    None => one.status != "attached",
+                };
+                if one.instance.is_none() && gone {
+                    tracing::warn!(
+                        volume = id,
+                        attachment = one.id,
+                        "an attachment is left: it goes"
+                    );
+                    cinder.detach(Api::Attachments, id, Some(&one.id), &by).await?;
+                }
+            }
+            Ok(())
+        }
+        Api::Actions => {
+            let mine = volume.attachments.iter().find(|one| ours(one.device.as_deref()));
+            if mine.is_some() || volume.attachments.is_empty() {
+                let attachment = mine.map(|one| one.attachment_id.as_str());
+                return cinder.detach(Api::Actions, id, attachment, &by).await;
+            }
+            Ok(())
+        }
+    }
+}
