@@ -329,7 +329,7 @@ fn programs(ceph: &Ceph, guest: &Guest) {
         for i in $(seq 1000); do
             [ -e /tmp/stop ] && break
             rm -rf /mnt/clone; g clone -q --no-local --upload-pack 'git upload-pack' /mnt/origin /mnt/clone
-            g -C /mnt/clone fsck --full; echo $i >> /mnt/origin/count; g commit -q -a -m $i
+            g -C /mnt/clone fsck --full; echo $i >> /mnt/origin/count; g add count; g commit -q -m $i
             sync; echo $i > /tmp/git.done
         done
 END
