@@ -248,6 +248,18 @@ pub enum ReadFrom {
     Localize,
 }
 
+impl ReadFrom {
+    /// From a value of `rbd_read_from_replica_policy`.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value {
+            "default" | "no" => Some(Self::Primary),
+            "balance" => Some(Self::Balance),
+            "localize" => Some(Self::Localize),
+            _ => None,
+        }
+    }
+}
+
 /// Options whose names begin with `rbd_`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RbdDefaults {
@@ -450,12 +462,7 @@ fn modes(value: &Value) -> Result<Vec<ConnectionMode>, ConfigError> {
 }
 
 fn read_from(value: &Value) -> Result<ReadFrom, ConfigError> {
-    match value.text.as_str() {
-        "default" | "no" => Ok(ReadFrom::Primary),
-        "balance" => Ok(ReadFrom::Balance),
-        "localize" => Ok(ReadFrom::Localize),
-        _ => Err(value.wrong("default, balance or localize")),
-    }
+    ReadFrom::parse(&value.text).ok_or_else(|| value.wrong("default, balance or localize"))
 }
 
 /// None only if somebody set it to nothing.

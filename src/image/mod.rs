@@ -11,6 +11,7 @@ mod object_map;
 mod parent;
 mod pending;
 mod quiesce;
+mod settings;
 pub mod transfer;
 mod watch;
 
@@ -37,6 +38,7 @@ use self::maintain::Requests;
 use self::parent::Parent;
 use self::quiesce::Quiescing;
 pub use self::quiesce::{Pauses, Pausing};
+use self::settings::Settings;
 use self::watch::{Refreshes, Watcher};
 use crate::cluster::{Budget, Cluster};
 use crate::config::ReadFrom;
@@ -230,6 +232,11 @@ impl Image {
                 .with_namespace(pool.namespace()),
             None => pool.clone(),
         };
+        let settings = Settings::read(pool, &id).await.context(&opening)?;
+        if !read_only && !settings.limits.is_empty() {
+            let limits = settings.limits.join(", ");
+            tracing::warn!(image = spec, limits, "these settings of the image have no effect");
+        }
         let inner = Arc::new(Inner {
             pool: pool.clone(),
             data_pool,
@@ -246,7 +253,7 @@ impl Image {
             read_snap,
             read_only,
             follows_parent: depth.is_some(),
-            read_flags: match pool.cluster().config().read_from {
+            read_flags: match settings.read_from.unwrap_or(pool.cluster().config().read_from) {
                 ReadFrom::Primary => 0,
                 ReadFrom::Balance => flag::BALANCE_READS,
                 ReadFrom::Localize => flag::LOCALIZE_READS,

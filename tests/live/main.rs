@@ -10,6 +10,7 @@ mod connect;
 mod data;
 mod dns;
 mod faults;
+mod fsx;
 mod guest;
 mod images;
 mod keys;
@@ -20,6 +21,7 @@ mod maintain;
 mod map;
 mod matrix;
 mod monitors;
+mod odd;
 mod ops;
 mod osdmap;
 mod placement;
@@ -40,8 +42,25 @@ use support::{Ceph, Options, Release, Store, run};
 
 /// A cluster of one memstore OSD, shared by all tests that don't break it.
 fn one_osd() -> &'static Ceph {
-    static CLUSTER: OnceLock<Ceph> = OnceLock::new();
-    CLUSTER.get_or_init(|| Ceph::start(Options::default()))
+    one_osd_of(Release::Pacific)
+}
+
+fn one_osd_of(release: Release) -> &'static Ceph {
+    static CLUSTERS: [OnceLock<Ceph>; ALL.len()] = [const { OnceLock::new() }; ALL.len()];
+    let at = ALL.iter().position(|other| *other == release).unwrap();
+    CLUSTERS[at].get_or_init(|| Ceph::start(Options { release, ..Options::default() }))
+}
+
+/// Runs a test on the shared cluster of one OSD of each of [`releases`].
+fn on_each_release(test: impl Fn(&Ceph)) {
+    releases().iter().for_each(|release| test(one_osd_of(*release)));
+}
+
+/// Runs a test on a cluster of one OSD of its own, of each of [`releases`].
+fn on_new_clusters(test: impl Fn(&Ceph)) {
+    for release in releases() {
+        test(&Ceph::start(Options { release: *release, ..Options::default() }));
+    }
 }
 
 /// A cluster of three bluestore OSDs with three replicas, shared by all tests that don't break it.
@@ -56,9 +75,17 @@ fn full() -> bool {
     std::env::var_os("CEPH_NATIVE_FULL").is_some()
 }
 
-/// What a test runs on: Ceph 16, or every release if the long runs were asked for.
+static ALL: [Release; 3] = Release::ALL;
+
+/// What a test runs on: Ceph 16, or every release if the long runs were asked for, or the one that
+/// `CEPH_NATIVE_RELEASE` names.
 fn releases() -> &'static [Release] {
-    if full() { &Release::ALL } else { &[Release::Pacific] }
+    let named = std::env::var("CEPH_NATIVE_RELEASE").ok();
+    match named.and_then(|named| ALL.iter().find(|release| release.to_string() == named)) {
+        Some(release) => std::slice::from_ref(release),
+        None if full() => &ALL,
+        None => &ALL[..1],
+    }
 }
 
 fn sha256(file: &Path) -> String {

@@ -14,7 +14,7 @@ use proto::rbd::notify::Notice;
 use crate::data::assert_same_for_librbd_and_nbd;
 use crate::support::{Ceph, Options, Store};
 use crate::watch::{io, wait_for};
-use crate::{fio_report, full, run};
+use crate::{fio_report, full, on_new_clusters, releases, run};
 
 /// fio that writes and verifies its own 32 MiB of an image, again and again.
 fn fio_on_its_part(ceph: &Ceph, seconds: u64, part: u32, target: &[&str]) {
@@ -68,34 +68,36 @@ fn header_of(ceph: &Ceph, image: &str) -> String {
 
 #[test]
 fn the_lock_goes_back_and_forth_under_load() {
-    let ceph = Ceph::start(Options::default());
-    ceph.rbd(&["create", "--size", "96M", "--object-size", "1M", "shared"]);
-    let header = header_of(&ceph, "shared");
-    let mut serve = ceph.serve(&["rbd/shared"]);
-    let uri = serve.uri("rbd/shared");
-    let seconds = if full() { 300 } else { 20 };
-    let over = AtomicBool::new(false);
-    scope(|scope| {
-        let ours = scope.spawn(|| {
-            let uri = format!("--uri={uri}");
-            fio_on_its_part(&ceph, seconds, 0, &["--ioengine=nbd", &uri]);
+    on_new_clusters(|ceph| {
+        ceph.rbd(&["create", "--size", "96M", "--object-size", "1M", "shared"]);
+        let header = header_of(ceph, "shared");
+        let mut serve = ceph.serve(&["rbd/shared"]);
+        let uri = serve.uri("rbd/shared");
+        let seconds = if full() { 300 } else { 20 };
+        let over = AtomicBool::new(false);
+        scope(|scope| {
+            let ours = scope.spawn(|| {
+                let uri = format!("--uri={uri}");
+                fio_on_its_part(ceph, seconds, 0, &["--ioengine=nbd", &uri]);
+            });
+            let theirs = scope.spawn(|| {
+                let target =
+                    ["--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=shared"];
+                fio_on_its_part(ceph, seconds, 1, &target);
+            });
+            let owners = scope.spawn(|| count_owners(ceph, &header, &over));
+            let ended = [ours.join(), theirs.join()];
+            over.store(true, Ordering::SeqCst);
+            let owners = owners.join().unwrap();
+            assert!(ended.iter().all(Result::is_ok), "{}", serve.log());
+            eprintln!("the lock changed hands {owners} times");
+            assert!(owners > seconds as usize / 2, "the lock changed hands {owners} times");
         });
-        let theirs = scope.spawn(|| {
-            let target = ["--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=shared"];
-            fio_on_its_part(&ceph, seconds, 1, &target);
-        });
-        let owners = scope.spawn(|| count_owners(&ceph, &header, &over));
-        let ended = [ours.join(), theirs.join()];
-        over.store(true, Ordering::SeqCst);
-        let owners = owners.join().unwrap();
-        assert!(ended.iter().all(Result::is_ok), "{}", serve.log());
-        eprintln!("the lock changed hands {owners} times");
-        assert!(owners > seconds as usize / 2, "the lock changed hands {owners} times");
+        serve.assert_running();
+        assert_same_for_librbd_and_nbd(ceph, "shared", &uri);
+        serve.terminate();
+        ceph.check_object_map("shared");
     });
-    serve.assert_running();
-    assert_same_for_librbd_and_nbd(&ceph, "shared", &uri);
-    serve.terminate();
-    ceph.check_object_map("shared");
 }
 
 /// The owner of the lock is frozen with writes under way, another takes over, and the frozen one comes back to life:
@@ -103,15 +105,21 @@ fn the_lock_goes_back_and_forth_under_load() {
 #[test]
 fn an_owner_that_was_frozen_writes_nothing_more() {
     let rounds = if full() { 34 } else { 1 };
-    let ceph = Ceph::start(Options { store: Store::Bluestore, ..Options::default() });
-    for round in 0..rounds {
-        // Three at a time: they wait for the end of a watch.
-        scope(|scope| {
-            for i in 0..3u32 {
-                let ceph = &ceph;
-                scope.spawn(move || freeze(ceph, &format!("frozen{round}-{i}"), round * 3 + i));
-            }
+    for release in releases() {
+        let ceph = Ceph::start(Options {
+            release: *release,
+            store: Store::Bluestore,
+            ..Options::default()
         });
+        for round in 0..rounds {
+            // Three at a time: they wait for the end of a watch.
+            scope(|scope| {
+                for i in 0..3u32 {
+                    let ceph = &ceph;
+                    scope.spawn(move || freeze(ceph, &format!("frozen{round}-{i}"), round * 3 + i));
+                }
+            });
+        }
     }
 }
 

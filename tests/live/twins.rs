@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::support::{Ceph, Options, Ran, Serve};
-use crate::{full, run};
+use crate::support::{Ceph, Ran, Serve};
+use crate::{full, on_new_clusters, run};
 
 /// Images and snapshots are named from few names, so that they meet.
 const IMAGES: [&str; 6] = ["a", "b", "c", "d", "e", "ü–ß"];
@@ -33,16 +33,17 @@ fn the_same_operations_make_the_same_images() {
     let env = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seed = env("CEPH_NATIVE_SEED").unwrap_or(1);
     let count = env("CEPH_NATIVE_OPS").unwrap_or_else(|| if full() { 300 } else { 25 });
-    let ceph = Ceph::start(Options::default());
-    ceph.create_pool("data");
-    for namespace in ["ours", "theirs"] {
-        ceph.rbd(&["namespace", "create", &format!("rbd/{namespace}")]);
-    }
-    let mut twins = Twins { ceph: &ceph, random: Random(seed), story: String::new() };
-    for _ in 0..count {
-        twins.step();
-    }
-    twins.compare_all();
+    on_new_clusters(|ceph| {
+        ceph.create_pool("data");
+        for namespace in ["ours", "theirs"] {
+            ceph.rbd(&["namespace", "create", &format!("rbd/{namespace}")]);
+        }
+        let mut twins = Twins { ceph, random: Random(seed), story: String::new() };
+        for _ in 0..count {
+            twins.step();
+        }
+        twins.compare_all();
+    });
 }
 
 /// Splitmix64.
@@ -193,7 +194,9 @@ impl Twins<'_> {
         assert_eq!(serve.terminate().0, 0);
         let conf = self.ceph.conf();
         let librbd = format!("rbd:rbd/theirs/{image}:conf={}", conf.display());
-        run("qemu-io", &[&["-f", "raw", "-d", "unmap", &librbd], &commands[..]].concat()).ok();
+        self.ceph
+            .run("qemu-io", &[&["-f", "raw", "-d", "unmap", &librbd], &commands[..]].concat())
+            .ok();
     }
 
     /// Makes an image of a file, which has holes and an odd size.

@@ -10,7 +10,7 @@ use ceph_native::pool::WatchEvent;
 
 use crate::ops::with_pool;
 use crate::support::{Ceph, Options, Serve, Store, run_in};
-use crate::{MIXED_SIZES, full, one_osd, run, sha256};
+use crate::{MIXED_SIZES, full, on_each_release, run, sha256};
 
 impl Ceph {
     /// The watchers of an image, as librbd sees them.
@@ -123,136 +123,142 @@ fn our_notification_waits_for_those_who_watch() {
 
 #[test]
 fn others_see_that_an_image_is_in_use() {
-    let ceph = one_osd();
-    ceph.plain_image("used", "8M");
-    let serve = ceph.serve(&["rbd/used"]);
-    assert_eq!(ceph.watchers("used"), 1);
-    let refused = ceph.run("rbd", &["rm", "--no-progress", "used"]).refused();
-    assert!(refused.contains("image still has watchers"), "{refused}");
-    // Readers don't count.
-    let reader = ceph.serve(&["--read-only", "rbd/used"]);
-    assert_eq!(ceph.watchers("used"), 1);
-    // Whoever ends politely is gone at once, and so is whoever only came to change something.
-    serve.terminate();
-    assert_eq!(ceph.watchers("used"), 0);
-    ceph.ours(&["resize", "--size", "16M", "--no-progress", "rbd/used"]).ok();
-    assert_eq!(ceph.watchers("used"), 0);
-    drop(reader);
-    ceph.rbd(&["rm", "--no-progress", "used"]);
+    on_each_release(|ceph| {
+        ceph.plain_image("used", "8M");
+        let serve = ceph.serve(&["rbd/used"]);
+        assert_eq!(ceph.watchers("used"), 1);
+        let refused = ceph.run("rbd", &["rm", "--no-progress", "used"]).refused();
+        assert!(refused.contains("image still has watchers"), "{refused}");
+        // Readers don't count.
+        let reader = ceph.serve(&["--read-only", "rbd/used"]);
+        assert_eq!(ceph.watchers("used"), 1);
+        // Whoever ends politely is gone at once, and so is whoever only came to change something.
+        serve.terminate();
+        assert_eq!(ceph.watchers("used"), 0);
+        ceph.ours(&["resize", "--size", "16M", "--no-progress", "rbd/used"]).ok();
+        assert_eq!(ceph.watchers("used"), 0);
+        drop(reader);
+        ceph.rbd(&["rm", "--no-progress", "used"]);
+    });
 }
 
 #[test]
 fn a_client_that_was_killed_stops_being_seen_after_a_while() {
-    let ceph = one_osd();
-    ceph.plain_image("killed", "8M");
-    drop(ceph.serve(&["rbd/killed"]));
-    assert_eq!(ceph.watchers("killed"), 1, "nobody told the OSD");
-    wait_for("the OSD gives the watch up", 60, || ceph.watchers("killed") == 0);
-    ceph.rbd(&["rm", "--no-progress", "killed"]);
+    on_each_release(|ceph| {
+        ceph.plain_image("killed", "8M");
+        drop(ceph.serve(&["rbd/killed"]));
+        assert_eq!(ceph.watchers("killed"), 1, "nobody told the OSD");
+        wait_for("the OSD gives the watch up", 60, || ceph.watchers("killed") == 0);
+        ceph.rbd(&["rm", "--no-progress", "killed"]);
+    });
 }
 
 #[test]
 fn a_new_size_is_in_effect_when_whoever_resized_is_done() {
-    let ceph = one_osd();
-    ceph.plain_image("resized", "8M");
-    let serve = ceph.serve(&["rbd/resized"]);
-    let uri = serve.uri("rbd/resized");
-    assert!(!io(&uri, &["write -P 1 8M 4k"]));
-    ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
-    assert_eq!(size(&uri), 12 << 20);
-    assert!(io(&uri, &["write -P 1 8M 4k", "read -P 1 8M 4k"]));
-    // By our own program as well, which waits for the answers and no longer.
-    let begun = Instant::now();
-    ceph.ours(&["resize", "--no-progress", "--size", "20M", "rbd/resized"]).ok();
-    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
-    assert_eq!(size(&uri), 20 << 20);
-    ceph.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", "4M", "resized"]);
-    assert_eq!(size(&uri), 4 << 20);
-    assert!(!io(&uri, &["write -P 1 4M 4k"]));
-    ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
-    assert!(io(&uri, &["read -P 0 8M 4k"]), "what was cut off does not come back");
-    assert_eq!(ceph.watchers("resized"), 1);
+    on_each_release(|ceph| {
+        ceph.plain_image("resized", "8M");
+        let serve = ceph.serve(&["rbd/resized"]);
+        let uri = serve.uri("rbd/resized");
+        assert!(!io(&uri, &["write -P 1 8M 4k"]));
+        ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
+        assert_eq!(size(&uri), 12 << 20);
+        assert!(io(&uri, &["write -P 1 8M 4k", "read -P 1 8M 4k"]));
+        // By our own program as well, which waits for the answers and no longer.
+        let begun = Instant::now();
+        ceph.ours(&["resize", "--no-progress", "--size", "20M", "rbd/resized"]).ok();
+        assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+        assert_eq!(size(&uri), 20 << 20);
+        ceph.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", "4M", "resized"]);
+        assert_eq!(size(&uri), 4 << 20);
+        assert!(!io(&uri, &["write -P 1 4M 4k"]));
+        ceph.rbd(&["resize", "--no-progress", "--size", "12M", "resized"]);
+        assert!(io(&uri, &["read -P 0 8M 4k"]), "what was cut off does not come back");
+        assert_eq!(ceph.watchers("resized"), 1);
+    });
 }
 
 #[test]
 fn a_snapshot_is_what_was_written_before_it() {
-    let ceph = one_osd();
-    ceph.plain_image("shot", "8M");
-    let serve = ceph.serve(&["rbd/shot"]);
-    let uri = serve.uri("rbd/shot");
-    assert!(io(&uri, &["write -P 65 0 6M"]));
-    let before = ceph.exported("shot");
-    ceph.rbd(&["snap", "create", "--no-progress", "shot@a"]);
-    assert!(io(&uri, &["write -P 66 0 5M", "discard 5M 1M", "write -P 66 7M 64k"]));
-    assert_eq!(ceph.exported("shot@a"), before);
-    assert!(io(&uri, &["read -P 66 0 5M", "read -P 0 5M 2M", "read -P 66 7M 64k"]));
-    assert_ne!(ceph.exported("shot"), before);
-    let snap = ceph.serve(&["rbd/shot@a"]);
-    assert!(
-        run("qemu-io", &["-r", "-f", "raw", &snap.uri("rbd/shot@a"), "-c", "read -P 65 0 6M"])
-            .ok()
-            .contains("read 6291456/6291456")
-    );
-    // Without it, nothing is left to preserve.
-    ceph.rbd(&["snap", "rm", "--no-progress", "shot@a"]);
-    assert!(io(&uri, &["write -P 67 0 8M", "read -P 67 0 8M"]));
+    on_each_release(|ceph| {
+        ceph.plain_image("shot", "8M");
+        let serve = ceph.serve(&["rbd/shot"]);
+        let uri = serve.uri("rbd/shot");
+        assert!(io(&uri, &["write -P 65 0 6M"]));
+        let before = ceph.exported("shot");
+        ceph.rbd(&["snap", "create", "--no-progress", "shot@a"]);
+        assert!(io(&uri, &["write -P 66 0 5M", "discard 5M 1M", "write -P 66 7M 64k"]));
+        assert_eq!(ceph.exported("shot@a"), before);
+        assert!(io(&uri, &["read -P 66 0 5M", "read -P 0 5M 2M", "read -P 66 7M 64k"]));
+        assert_ne!(ceph.exported("shot"), before);
+        let snap = ceph.serve(&["rbd/shot@a"]);
+        assert!(
+            run("qemu-io", &["-r", "-f", "raw", &snap.uri("rbd/shot@a"), "-c", "read -P 65 0 6M"])
+                .ok()
+                .contains("read 6291456/6291456")
+        );
+        // Without it, nothing is left to preserve.
+        ceph.rbd(&["snap", "rm", "--no-progress", "shot@a"]);
+        assert!(io(&uri, &["write -P 67 0 8M", "read -P 67 0 8M"]));
+    });
 }
 
 /// Whoever took a snapshot was told that all writers know of it: from then on it must not change.
 #[test]
 fn snapshots_under_load_do_not_change() {
-    let ceph = one_osd();
-    ceph.plain_image("busy", "16M");
-    let mut serve = ceph.serve(&["rbd/busy"]);
-    let uri = serve.uri("rbd/busy");
-    scope(|scope| {
-        let load = scope.spawn(|| {
-            let uri = format!("--uri={uri}");
-            let runtime = format!("--runtime={}", if full() { 30 } else { 8 });
-            let args = ["--name=load", "--ioengine=nbd", &uri, "--rw=randwrite", MIXED_SIZES];
-            let more = ["--iodepth=32", "--size=16M", "--time_based=1", &runtime[..]];
-            ceph.run("fio", &[&args[..], &more].concat()).ok();
+    on_each_release(|ceph| {
+        ceph.plain_image("busy", "16M");
+        let mut serve = ceph.serve(&["rbd/busy"]);
+        let uri = serve.uri("rbd/busy");
+        scope(|scope| {
+            let load = scope.spawn(|| {
+                let uri = format!("--uri={uri}");
+                let runtime = format!("--runtime={}", if full() { 30 } else { 8 });
+                let args = ["--name=load", "--ioengine=nbd", &uri, "--rw=randwrite", MIXED_SIZES];
+                let more = ["--iodepth=32", "--size=16M", "--time_based=1", &runtime[..]];
+                ceph.run("fio", &[&args[..], &more].concat()).ok();
+            });
+            sleep(Duration::from_millis(700));
+            let mut snapshots = Vec::new();
+            while !load.is_finished() && snapshots.len() < 30 {
+                let snapshot = format!("busy@{}", snapshots.len());
+                ceph.rbd(&["snap", "create", "--no-progress", &snapshot]);
+                let content = ceph.exported(&snapshot);
+                snapshots.push((snapshot, content));
+            }
+            load.join().unwrap();
+            // The last one may have been taken after the load.
+            assert!(snapshots.len() > 3, "{} snapshots are too few", snapshots.len());
+            for (snapshot, content) in &snapshots {
+                assert_eq!(ceph.exported(snapshot), *content, "{snapshot} has changed");
+            }
+            let different: std::collections::BTreeSet<_> =
+                snapshots.iter().map(|(_, content)| content).collect();
+            assert!(different.len() + 1 >= snapshots.len(), "nothing was written in between");
         });
-        sleep(Duration::from_millis(700));
-        let mut snapshots = Vec::new();
-        while !load.is_finished() && snapshots.len() < 30 {
-            let snapshot = format!("busy@{}", snapshots.len());
-            ceph.rbd(&["snap", "create", "--no-progress", &snapshot]);
-            let content = ceph.exported(&snapshot);
-            snapshots.push((snapshot, content));
-        }
-        load.join().unwrap();
-        // The last one may have been taken after the load.
-        assert!(snapshots.len() > 3, "{} snapshots are too few", snapshots.len());
-        for (snapshot, content) in &snapshots {
-            assert_eq!(ceph.exported(snapshot), *content, "{snapshot} has changed");
-        }
-        let different: std::collections::BTreeSet<_> =
-            snapshots.iter().map(|(_, content)| content).collect();
-        assert!(different.len() + 1 >= snapshots.len(), "nothing was written in between");
+        serve.assert_running();
+        super::data::assert_same_for_librbd_and_nbd(ceph, "busy", &uri);
     });
-    serve.assert_running();
-    super::data::assert_same_for_librbd_and_nbd(ceph, "busy", &uri);
 }
 
 #[test]
 fn features_that_we_do_not_keep_end_writing_until_they_are_gone() {
-    let ceph = one_osd();
-    ceph.plain_image("featured", "8M");
-    let serve = ceph.serve(&["rbd/featured"]);
-    let uri = serve.uri("rbd/featured");
-    assert!(io(&uri, &["write -P 1 0 64k"]));
-    ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "journaling"]);
-    assert!(!io(&uri, &["write -P 2 0 64k"]));
-    assert!(!io(&uri, &["discard 0 64k"]));
-    let read = run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 64k"]).ok();
-    assert!(read.contains("read 65536/65536"), "{read}");
-    let log = serve.log();
-    assert!(log.contains("can no longer be written to") && log.contains("journaling"), "{log}");
-    ceph.rbd(&["feature", "disable", "featured", "journaling"]);
-    assert!(io(&uri, &["write -P 3 0 64k", "read -P 3 0 64k"]), "{}", serve.log());
-    // The lock that it has now is one that we keep.
-    assert!(ceph.lock_owner("featured").is_some());
+    on_each_release(|ceph| {
+        ceph.plain_image("featured", "8M");
+        let serve = ceph.serve(&["rbd/featured"]);
+        let uri = serve.uri("rbd/featured");
+        assert!(io(&uri, &["write -P 1 0 64k"]));
+        ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "journaling"]);
+        assert!(!io(&uri, &["write -P 2 0 64k"]));
+        assert!(!io(&uri, &["discard 0 64k"]));
+        let read = run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 64k"]).ok();
+        assert!(read.contains("read 65536/65536"), "{read}");
+        let log = serve.log();
+        assert!(log.contains("can no longer be written to") && log.contains("journaling"), "{log}");
+        ceph.rbd(&["feature", "disable", "featured", "journaling"]);
+        assert!(io(&uri, &["write -P 3 0 64k", "read -P 3 0 64k"]), "{}", serve.log());
+        // The lock that it has now is one that we keep.
+        assert!(ceph.lock_owner("featured").is_some());
+    });
 }
 
 #[test]

@@ -37,10 +37,10 @@ fn parse(text: &str, bits: u32) -> Result<u64, String> {
         _ => return Err(format!("{unit:?} is no unit: use B, K, M, G, T, P or E")),
     };
     let number: u64 = digits.parse().map_err(|_| "expected a number, such as 10G".to_owned())?;
-    // Ceph's sizes are signed 64-bit numbers on their way.
-    number
-        .checked_mul(1 << shift)
-        .filter(|size| *size <= i64::MAX as u64)
+    // `rbd` reads a signed number, and makes an unsigned one of it.
+    Some(number)
+        .filter(|number| *number <= i64::MAX as u64)
+        .and_then(|number| number.checked_mul(1 << shift))
         .ok_or_else(|| format!("{text} is too large"))
 }
 
@@ -78,10 +78,23 @@ mod tests {
         assert_eq!(image("1Ti"), Ok(1 << 40));
         assert_eq!(image("1024B"), Ok(1024));
         assert_eq!(image("5E"), Ok(5 << 60));
+        assert_eq!(image("17592186044384M"), Ok(u64::MAX >> 25 << 25));
         assert_eq!(image("0"), Ok(0));
         assert_eq!(bytes("4096"), Ok(4096));
         assert_eq!(bytes("4K"), Ok(4096));
-        for wrong in ["", "x", "10Q", "-1", "1.5G", "16E", "16777216T", "8E", "1GB", "1 G", "K"] {
+        for wrong in [
+            "",
+            "x",
+            "10Q",
+            "-1",
+            "1.5G",
+            "16E",
+            "16777216T",
+            "9223372036854775808B",
+            "1GB",
+            "1 G",
+            "K",
+        ] {
             assert!(image(wrong).is_err(), "{wrong}");
         }
     }

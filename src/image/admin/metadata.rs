@@ -1,7 +1,6 @@
 //! Notes and settings that are kept with an image or with a pool: names and values.
 //!
-//! Settings are notes whose names begin with [`CONFIG_PREFIX`]. librbd applies them when an image is opened; we do not
-//! yet.
+//! Settings are notes whose names begin with [`CONFIG_PREFIX`]: they are applied when an image is opened.
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,125 @@
+//! Images that are unlike most: as large as can be, of the smallest and of the largest objects; what is set for them; and
+//! what we do not open, in one clear line.
+
+use bytes::Bytes;
+use ceph_native::image::{Image, Io, OpenOptions, Outcome, Queue, Segment};
+
+use crate::data::assert_same_for_librbd_and_nbd;
+use crate::ops::with_pool;
+use crate::support::Ceph;
+use crate::verbs::printed_alike;
+use crate::watch::io;
+use crate::{on_each_release, run};
+
+/// Does one thing with an image, and waits for it.
+async fn done(queue: &mut Queue, io: Io) -> Outcome {
+    queue.submit(0, io);
+    queue.kick();
+    let mut completions = Vec::new();
+    std::future::poll_fn(|cx| queue.poll_completions(cx, &mut completions)).await;
+    completions.remove(0).result.unwrap()
+}
+
+#[test]
+fn an_image_ends_one_object_before_offsets_do() {
+    with_pool(async |ceph, pool| {
+        let size = u64::MAX >> 25 << 25;
+        let layering = ["--object-size", "32M", "--image-feature", "layering"];
+        let megabytes = format!("{}M", size >> 20);
+        ceph.ours(&[&["create", "endless", "--size", &megabytes], &layering[..]].concat()).ok();
+        printed_alike(ceph, &["info", "endless"]);
+        let image = Image::open(&pool, "endless", &OpenOptions::default()).await.unwrap();
+        assert_eq!(image.size(), size);
+        let mut queue = image.queue();
+        let data = Bytes::from(vec![7; 8192]);
+        for offset in [0, (1 << 63) - 4096, size - 8192] {
+            done(&mut queue, Io::Write { offset, data: data.clone() }).await;
+            let read = match done(&mut queue, Io::Read { offset, length: 8192 }).await {
+                Outcome::ReadWhole(data) => vec![Segment::Data(data)],
+                Outcome::Read(segments) => segments,
+                other => panic!("{other:?}"),
+            };
+            let right = |part: &Segment| matches!(part, Segment::Data(data) if data.iter().all(|b| *b == 7));
+            assert!(read.iter().all(right), "at {offset}");
+            assert_eq!(read.iter().map(Segment::len).sum::<u64>(), 8192, "at {offset}");
+        }
+        drop(queue);
+        image.close().await;
+        let prefix = ceph.data_prefix("endless");
+        let objects = ceph.rados(&["-p", "rbd", "ls"]);
+        let last = format!("{prefix}.{:016x}", (size >> 25) - 1);
+        assert!(objects.contains(&last), "{objects}");
+    });
+}
+
+#[test]
+fn objects_are_of_four_kibibytes_and_of_thirty_two_mebibytes() {
+    on_each_release(|ceph| {
+        for (image, object, size) in [("small", "4K", "2M"), ("large", "32M", "80M")] {
+            ceph.rbd(&["create", image, "--size", size, "--object-size", object]);
+            let serve = ceph.serve(&[&format!("rbd/{image}")]);
+            let uri = serve.uri(&format!("rbd/{image}"));
+            let ops = [
+                "write -P 1 1k 1M",
+                "discard 512k 256k",
+                "write -P 2 1535k 513k",
+                "write -z 8k 5k",
+            ];
+            assert!(io(&uri, &ops), "{}", serve.log());
+            assert_same_for_librbd_and_nbd(ceph, image, &uri);
+            serve.terminate();
+            ceph.check_object_map(image);
+            ceph.ours(&["rm", "--no-progress", image]).ok();
+        }
+    });
+}
+
+/// What is set for an image or its pool counts, or it is said that it does not.
+#[test]
+fn limits_that_nobody_keeps_are_named() {
+    on_each_release(|ceph| {
+        ceph.rbd(&["create", "limited", "--size", "8M"]);
+        let said = || {
+            let serve = ceph.serve(&["rbd/limited"]);
+            serve.terminate().1
+        };
+        assert!(!said().contains("no effect"));
+        ceph.rbd(&["config", "image", "set", "limited", "rbd_qos_iops_limit", "100"]);
+        let said = said();
+        assert!(said.contains("rbd_qos_iops_limit") && said.contains("no effect"), "{said}");
+        ceph.rbd(&["rm", "--no-progress", "limited"]);
+    });
+}
+
+#[test]
+fn what_is_not_built_is_refused_in_one_line() {
+    on_each_release(|ceph| {
+        let features = "layering,exclusive-lock,journaling";
+        ceph.rbd(&["create", "journaled", "--size", "8M", "--image-feature", features]);
+        for verb in
+            [&["serve", "rbd/journaled", "--listen", "127.0.0.1:0"][..], &["rm", "journaled"]]
+        {
+            refused(ceph, verb, "journaling");
+        }
+        let reader = ceph.serve(&["--read-only", "rbd/journaled"]);
+        let read = ["-r", "-f", "raw", &reader.uri("rbd/journaled"), "-c", "read -P 0 0 64k"];
+        run("qemu-io", &read).ok();
+        drop(reader);
+        ceph.rbd(&["rm", "--no-progress", "journaled"]);
+
+        ceph.rbd(&["create", "moving", "--size", "8M"]);
+        ceph.rbd(&["migration", "prepare", "moving", "moved"]);
+        refused(ceph, &["serve", "rbd/moved", "--listen", "127.0.0.1:0"], "migrating");
+        ceph.rbd(&["migration", "abort", "--no-progress", "moved"]);
+        ceph.rbd(&["rm", "--no-progress", "moving"]);
+
+        ceph.rados(&["-p", "rbd", "create", "old.rbd"]);
+        refused(ceph, &["info", "old"], "first format");
+        ceph.rados(&["-p", "rbd", "rm", "old.rbd"]);
+    });
+}
+
+fn refused(ceph: &Ceph, args: &[&str], why: &str) {
+    let said = ceph.ours(args).refused();
+    assert!(said.contains(why) && said.lines().count() == 1, "{said}");
+}
