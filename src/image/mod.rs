@@ -237,6 +237,8 @@ impl Image {
             let limits = settings.limits.join(", ");
             tracing::warn!(image = spec, limits, "these settings of the image have no effect");
         }
+        let read_from = settings.read_from;
+        let read_from = read_from.unwrap_or_else(|| pool.cluster().config().read_from);
         let inner = Arc::new(Inner {
             pool: pool.clone(),
             data_pool,
@@ -253,7 +255,7 @@ impl Image {
             read_snap,
             read_only,
             follows_parent: depth.is_some(),
-            read_flags: match settings.read_from.unwrap_or(pool.cluster().config().read_from) {
+            read_flags: match read_from {
                 ReadFrom::Primary => 0,
                 ReadFrom::Balance => flag::BALANCE_READS,
                 ReadFrom::Localize => flag::LOCALIZE_READS,

@@ -342,7 +342,7 @@ impl Twins<'_> {
         let striped = info.get("stripe_count").is_some_and(|count| *count != 1);
         let maps = info["features"].as_array().unwrap().contains(&"fast-diff".into());
         for how in [&[][..], &["--exact"], &["--merge-snapshots"]] {
-            self.we_tell_alike(image, &[&["du", &head], how].concat());
+            self.we_tell_alike(image, &[&["du", &head, "--format", "json"], how].concat());
         }
         let snaps = self.snaps(image);
         for (at, from) in std::iter::once(None).chain(snaps.iter().map(Some)).enumerate() {
