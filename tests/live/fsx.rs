@@ -1,5 +1,6 @@
-//! Ceph's own torture test of images, `ceph_test_librbd_fsx`: every read and write goes through a device that we map, while
-//! librbd resizes, snapshots, clones and flattens the image behind our back; a file beside it says what must be there.
+//! Ceph's own torture test of images, `ceph_test_librbd_fsx`: every read and write goes through a device that we map,
+//! while librbd resizes, snapshots, clones and flattens the image behind our back; a file beside it says what must be
+//! there.
 //!
 //! `CEPH_NATIVE_FULL=1 CEPH_NATIVE_OPS=50000 cargo test --test live fsx` does 50,000 operations from each of three seeds.
 

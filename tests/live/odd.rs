@@ -1,5 +1,5 @@
-//! Images that are unlike most: as large as can be, of the smallest and of the largest objects; what is set for them; and
-//! what we do not open, in one clear line.
+//! Images that are unlike most: as large as can be, of the smallest and of the largest objects; what is set for them;
+//! and what we do not open, in one clear line.
 
 use bytes::Bytes;
 use ceph_native::image::{Image, Io, OpenOptions, Outcome, Queue, Segment};
