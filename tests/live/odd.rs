@@ -113,9 +113,9 @@ fn what_is_not_built_is_refused_in_one_line() {
         ceph.rbd(&["migration", "abort", "--no-progress", "moved"]);
         ceph.rbd(&["rm", "--no-progress", "moving"]);
 
-        ceph.rados(&["-p", "rbd", "create", "old.rbd"]);
-        refused(ceph, &["info", "old"], "first format");
-        ceph.rados(&["-p", "rbd", "rm", "old.rbd"]);
+        ceph.rados(&["-p", "rbd", "create", "format-1.rbd"]);
+        refused(ceph, &["info", "format-1"], "first format");
+        ceph.rados(&["-p", "rbd", "rm", "format-1.rbd"]);
     });
 }
 
