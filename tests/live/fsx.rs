@@ -2,7 +2,7 @@
 //! while librbd resizes, snapshots, clones and flattens the image behind our back; a file beside it says what must be
 //! there.
 //!
-//! `CEPH_NATIVE_FULL=1 CEPH_NATIVE_OPS=50000 cargo test --test live fsx` does 50,000 operations from each of three seeds.
+//! `CEPH_NATIVE_FULL=1 CEPH_NATIVE_OPS=50000 cargo test --test live fsx` does 50,000 operations from each of its seeds.
 
 use std::os::unix::fs::symlink;
 
