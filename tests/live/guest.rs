@@ -89,6 +89,11 @@ fn an_upgrade_is_a_short_pause() {
 }
 
 #[test]
+fn a_slow_network_is_slow_and_no_more() {
+    in_guest(far_away);
+}
+
+#[test]
 fn file_systems_are_whole_in_snapshots() {
     in_guest(quiesced);
 }
@@ -160,6 +165,29 @@ fn file_system(ceph: &Ceph, guest: &Guest) {
          ls /sys/block/nbd0/mq; rbd-nbd-rs unmap bytes",
     );
     assert_eq!(ran.code, 0, "{ran}");
+}
+
+/// The host's kernel cannot hold packets back; the guest's can.
+fn far_away(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "16M", "--image-feature", "layering", "far"]);
+    let begun = Instant::now();
+    let verify = guest.run(
+        "set -e; modprobe sch_netem; tc qdisc add dev eth0 root netem delay 200ms
+         trap 'tc qdisc del dev eth0 root' EXIT
+         DEV=$(rbd-nbd-rs map rbd/far)
+         fio --name=v --filename=$DEV --size=8M --rw=randwrite --bs=64k --ioengine=libaio --iodepth=16 --direct=1 \
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --do_verify=1 --end_fsync=1 | grep err=
+         cat /run/rbd-nbd-rs/*/log; rbd-nbd-rs unmap $DEV",
+    );
+    assert_eq!(verify.code, 0, "{verify}");
+    let said = verify.to_string();
+    assert!(said.contains("err= 0"), "{said}");
+    // Nobody was taken for dead.
+    for word in ["lost", "no answer", "WARN"] {
+        assert!(!said.contains(word), "{said}");
+    }
+    // 128 requests each way, 16 at a time: less would not have been held back.
+    assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 fn partitions(ceph: &Ceph, guest: &Guest) {
