@@ -23,6 +23,9 @@ pub const MOUNT_VERB: &str = "do-mount";
 /// The same for the other direction.
 pub const UNMOUNT_VERB: &str = "do-unmount";
 
+/// And by which it writes what is in memory.
+pub const SYNC_VERB: &str = "do-sync";
+
 /// What the root folder of a volume becomes when it is mounted; as a word, `UID:GID:MODE`, each of which may be empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Root {
@@ -109,10 +112,12 @@ pub(crate) fn mount_options(fstype: FsType, options: &VolumeOptions) -> String {
     match (options.read_only == Some(true), fstype) {
         // The journal is of whoever writes, elsewhere.
         (true, FsType::Ext4) => all.push("ro,noload"),
-        (true, FsType::Xfs) => all.push("ro,norecovery"),
+        (true, FsType::Xfs) => all.push("ro,norecovery,nouuid"),
         (true, FsType::Btrfs) => all.push("ro"),
         // ext4 would go on after an error; the others stop by themselves.
         (false, FsType::Ext4) => all.push("errors=remount-ro"),
+        // A clone is mounted beside what it is a clone of, and both have one name.
+        (false, FsType::Xfs) if options.from.is_some() => all.push("nouuid"),
         (false, _) => {}
     }
     all.extend(options.mount_options.as_deref());
@@ -159,6 +164,14 @@ fn own_program() -> Result<String> {
     Ok(own.trim_end_matches(" (deleted)").to_owned())
 }
 
+/// Writes what is in memory of a mounted file system, in a process of its own.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) async fn sync_apart(target: &Path, limit: Duration) -> Result<()> {
+    must(&[&own_program()?, SYNC_VERB, &target.display().to_string()], limit).await.map(drop)
+}
+
 /// What [`MOUNT_VERB`] does.
 ///
 /// # Errors
@@ -192,6 +205,15 @@ pub fn do_unmount(target: &Path) -> Result<()> {
         let what = format!("unmounting {}", target.display());
         Error::new(Kind::from_errno(errno.raw_os_error()), what).with_source(io::Error::from(errno))
     })
+}
+
+/// What [`SYNC_VERB`] does.
+///
+/// # Errors
+/// What the kernel says.
+pub fn do_sync(target: &Path) -> Result<()> {
+    let folder = fs::File::open(target).map_err(|error| failed(target, error))?;
+    rustix::fs::syncfs(&folder).map_err(|errno| failed(target, io::Error::from(errno)))
 }
 
 /// Tells options of the kernel's own from those for the file system.
@@ -373,6 +395,8 @@ mod tests {
         let options = VolumeOptions::parse([("mount-options", "noatime")]).unwrap();
         assert_eq!(mount_options(FsType::Ext4, &options), "errors=remount-ro,noatime");
         assert_eq!(mount_options(FsType::Xfs, &options), "noatime");
+        let options = VolumeOptions::parse([("from", "x")]).unwrap();
+        assert_eq!(mount_options(FsType::Xfs, &options), "nouuid");
         let options = VolumeOptions::parse([("read-only", "true")]).unwrap();
         assert_eq!(mount_options(FsType::Ext4, &options), "ro,noload");
     }

@@ -32,6 +32,10 @@ const NAMES: &[&str] = &[
     "project-id",
     "volume-type",
     "availability-zone",
+    "from",
+    "flatten",
+    "trash",
+    "delete-delay",
 ];
 
 /// What only Cinder knows of a volume.
@@ -47,11 +51,14 @@ const OF_RBD: &[&str] = &[
     "stripe-unit",
     "stripe-count",
     "features",
+    "from",
+    "flatten",
+    "trash",
+    "delete-delay",
 ];
 
 /// Options that will exist. To take them and do nothing would be a promise broken.
-const NOT_YET: &[&str] =
-    &["from", "flatten", "trash", "delete-delay", "encryption", "qos-iops", "qos-bps"];
+const NOT_YET: &[&str] = &["encryption", "qos-iops", "qos-bps"];
 
 /// The largest number that is taken for a size in GiB: 1 PiB. More was meant in bytes.
 const MAX_BARE_SIZE: u64 = 1 << 20;
@@ -174,6 +181,18 @@ pub struct VolumeOptions {
     /// Where Cinder is to make it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub availability_zone: Option<String>,
+    /// The volume, image or snapshot that it is a clone of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whether a clone is made independent at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flatten: Option<bool>,
+    /// Whether it goes to the trash when it is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trash: Option<bool>,
+    /// For how many seconds it stays in the trash before it is removed for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete_delay: Option<u64>,
 }
 
 impl VolumeOptions {
@@ -189,6 +208,15 @@ impl VolumeOptions {
         }
         if options.stripe_unit.is_some() != options.stripe_count.is_some() {
             return Err(invalid("stripe-unit and stripe-count go together: give both"));
+        }
+        if options.flatten == Some(true) && options.from.is_none() {
+            return Err(invalid("flatten is for a clone: give from as well"));
+        }
+        if options.from.is_some() && options.image.is_some() {
+            return Err(invalid("from makes a new image, and image adopts one: give one of them"));
+        }
+        if options.delete_delay.is_some() && options.trash == Some(false) {
+            return Err(invalid("delete-delay is a time in the trash: leave trash=false out"));
         }
         Ok(options)
     }
@@ -243,6 +271,10 @@ impl VolumeOptions {
             "project-id" => self.project_id = text()?,
             "volume-type" => self.volume_type = text()?,
             "availability-zone" => self.availability_zone = text()?,
+            "from" => self.from = text()?,
+            "flatten" => self.flatten = Some(yes_or_no(name, value)?),
+            "trash" => self.trash = Some(yes_or_no(name, value)?),
+            "delete-delay" => self.delete_delay = Some(seconds(name, value)?),
             _ => return Err(unknown(name)),
         }
         Ok(())
@@ -274,6 +306,10 @@ impl VolumeOptions {
             project_id: self.project_id.or(d.project_id),
             volume_type: self.volume_type.or(d.volume_type),
             availability_zone: self.availability_zone.or(d.availability_zone),
+            from: self.from.or(d.from),
+            flatten: self.flatten.or(d.flatten),
+            trash: self.trash.or(d.trash),
+            delete_delay: self.delete_delay.or(d.delete_delay),
         }
     }
 
@@ -346,6 +382,24 @@ fn order(name: &str, value: &str) -> Result<u8> {
 
 fn number<T: FromStr>(name: &str, value: &str, what: &str) -> Result<T> {
     value.parse().map_err(|_| expected(name, value, what))
+}
+
+fn seconds(name: &str, value: &str) -> Result<u64> {
+    let unit_at = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let (digits, unit) = value.split_at(unit_at);
+    let unit = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
+    // Ceph keeps the end as seconds in 32 bits.
+    let fits = number.filter(|seconds| *seconds <= 10 * 365 * 86_400);
+    fits.ok_or_else(|| {
+        expected(name, value, "a time such as 3600, 12h or 7d, of at most ten years")
+    })
 }
 
 fn yes_or_no(name: &str, value: &str) -> Result<bool> {
@@ -484,9 +538,16 @@ mod tests {
             ("project-id", "4d47"),
             ("volume-type", "ssd"),
             ("availability-zone", "nova"),
+            ("from", "golden@monday"),
+            ("flatten", "true"),
+            ("trash", "true"),
+            ("delete-delay", "7d"),
         ];
         assert!(given.iter().map(|(name, _)| name).eq(NAMES), "a new option belongs in here");
+        // All but what goes with no clone.
+        let given = given.into_iter().filter(|(name, _)| *name != "image");
         let options = VolumeOptions::parse(given).unwrap();
+        assert_eq!(options.delete_delay, Some(7 * 86_400));
         assert_eq!(
             (options.size, options.order, options.mode),
             (Some(1 << 30), Some(20), Some(0o750))
@@ -508,6 +569,9 @@ mod tests {
             ("pool", "", "some text"),
             ("backend", "glance", "rbd or cinder"),
             ("stripe-unit", "64K", "go together"),
+            ("flatten", "true", "give from as well"),
+            ("delete-delay", "soon", "such as 3600, 12h or 7d"),
+            ("delete-delay", "99999d", "at most ten years"),
         ] {
             let error = refused(name, value);
             assert!(error.contains(word), "{name}={value}: {error}");

@@ -31,8 +31,16 @@ pub const CALLS: &[&str] = &[
 ];
 
 /// And our own.
-const OWN_CALLS: &[&str] =
-    &["/CephNative.Fence", "/CephNative.Fsck", "/CephNative.Resize", "/CephNative.Who"];
+const OWN_CALLS: &[&str] = &[
+    "/CephNative.Clone",
+    "/CephNative.Fence",
+    "/CephNative.Fsck",
+    "/CephNative.RemoveSnapshot",
+    "/CephNative.Resize",
+    "/CephNative.Restore",
+    "/CephNative.Snapshot",
+    "/CephNative.Who",
+];
 
 /// What any call may bring. Fields that are not known are left out.
 #[derive(Debug, Default, Deserialize)]
@@ -44,6 +52,8 @@ struct Request {
     /// Docker sends null for none.
     opts: Option<BTreeMap<String, String>>,
     size: String,
+    /// Of a snapshot, or a clone.
+    other: String,
 }
 
 /// Whether there is such a call.
@@ -98,6 +108,12 @@ pub async fn call(volumes: &Arc<Volumes>, path: &str, body: &[u8]) -> Result<Val
                 .map_err(|what| Error::new(Kind::Invalid, format!("{}: {what}", request.size)))?;
             said(volumes.resize(named()?, size).await?)
         }
+        "/CephNative.Snapshot" => said(volumes.snapshot(named()?, &request.other).await?),
+        "/CephNative.RemoveSnapshot" => {
+            said(volumes.remove_snapshot(named()?, &request.other).await?)
+        }
+        "/CephNative.Restore" => said(volumes.restore(named()?, &request.other).await?),
+        "/CephNative.Clone" => said(volumes.clone_to(named()?, &request.other).await?),
         "/CephNative.Fsck" => said(volumes.fsck(named()?).await?),
         "/CephNative.Who" => said(volumes.who(named()?).await?),
         "/CephNative.Fence" => said(volumes.fence(named()?).await?),

@@ -127,8 +127,9 @@ impl Settings {
         let volumes: Result<_> = file.volumes.iter().map(text).collect();
         let volumes =
             volumes.and_then(|volumes| options::from_map(&volumes)).context("[volumes]")?;
-        if volumes.image.is_some() {
-            return Err(Error::new(Kind::Invalid, "[volumes]: image is for one volume only"));
+        if volumes.image.is_some() || volumes.from.is_some() {
+            let what = "[volumes]: image and from are for one volume only";
+            return Err(Error::new(Kind::Invalid, what));
         }
         Ok(Self {
             listen: file
@@ -212,7 +213,7 @@ mod tests {
             ("fense = 'auto'", "unknown field `fense`"),
             ("fence = 'never'", "unknown variant `never`"),
             ("[volumes]\nsise = 1", "did you mean size?"),
-            ("[volumes]\nimage = 'x'", "one volume only"),
+            ("[volumes]\nimage = 'x'", "for one volume only"),
             ("[ceph]\ncolour = 'red'", "colour is no option of Ceph's"),
             ("[cinder]\nregion-name = 'R'", "cloud [cinder]: auth_url is missing"),
             ("[cinder]\nattach-api = 'nova'", "attachments"),

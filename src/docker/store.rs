@@ -58,6 +58,8 @@ pub enum State {
     New,
     /// It is what it is to be.
     Ready,
+    /// It is being brought back to a snapshot, or that was cut short.
+    Restoring,
 }
 
 /// What makes an image a volume.
@@ -318,6 +320,32 @@ impl Store {
         Ok(())
     }
 
+    /// Removes images for good that were volumes, and whose time in the trash is over.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being looked for.
+    pub async fn empty_trash(&self) -> Result<()> {
+        for pool in pools(&self.cluster().await?).await? {
+            let trash = match admin::list_trash(&pool).await {
+                Err(error) if error.kind() == Kind::PermissionDenied => continue,
+                trash => trash?,
+            };
+            let now = crate::cluster::wall_clock();
+            for (id, image) in trash.into_iter().filter(|(_, image)| image.deferred_until <= now) {
+                let wanted = description_of(&pool, &image.name, &id).await?;
+                if wanted.is_none_or(|description| description.options.delete_delay.is_none()) {
+                    continue;
+                }
+                match admin::remove_from_trash(&pool, &id, false, &mut |_, _| {}).await {
+                    Ok(()) => tracing::info!(image = image.name, "removed from the trash"),
+                    // Another host was faster, or it has clones.
+                    Err(error) => tracing::debug!(image = image.name, %error, "stays in the trash"),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Who has the volume open.
     ///
     /// # Errors
@@ -477,6 +505,16 @@ pub fn description(description: &Description) -> Result<BTreeMap<String, Bytes>>
     Ok(BTreeMap::from([(DESCRIPTION.to_owned(), json(description)?)]))
 }
 
+/// The same for a clone, which would get those of its parent otherwise.
+///
+/// # Errors
+/// None that is known.
+pub fn description_of_clone(of: &Description) -> Result<BTreeMap<String, Bytes>> {
+    let mut notes = description(of)?;
+    notes.insert(MOUNT.to_owned(), json(&Mount::default())?);
+    Ok(notes)
+}
+
 /// Where the image of a volume is made, or looked for first.
 ///
 /// # Errors
@@ -520,23 +558,28 @@ async fn pools(cluster: &Cluster) -> Result<Vec<Pool>> {
     Ok(pools)
 }
 
-/// What an image says about itself; `None` if it is not a volume.
-async fn look(pool: &Pool, image: String, id: String) -> Result<Option<Found>> {
+/// What an image says about itself.
+async fn description_of(pool: &Pool, image: &str, id: &str) -> Result<Option<Description>> {
     let get = GetMetadata { name: DESCRIPTION.to_owned() };
-    let text = match pool.call(&names::header(&id), &get).await {
+    let text = match pool.call(&names::header(id), &get).await {
         Ok(text) => text,
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         // A namespace or image that is not for us.
         Err(error) if error.kind() == Kind::PermissionDenied => return Ok(None),
         Err(error) => return Err(error),
     };
-    let description: Description = match serde_json::from_slice(&text) {
-        Ok(description) => description,
+    match serde_json::from_slice(&text) {
+        Ok(description) => Ok(Some(description)),
         Err(error) => {
             tracing::warn!(image, %error, "its description makes no sense: left alone");
-            return Ok(None);
+            Ok(None)
         }
-    };
+    }
+}
+
+/// The volume that an image is; `None` if it is none.
+async fn look(pool: &Pool, image: String, id: String) -> Result<Option<Found>> {
+    let Some(description) = description_of(pool, &image, &id).await? else { return Ok(None) };
     // `rbd cp` and `rbd rename` take metadata along: what they make is not the volume.
     let own = match (&description.cinder, description.adopted) {
         (Some(cinder), _) => cinder.image == image,

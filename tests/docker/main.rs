@@ -6,6 +6,8 @@ mod support;
 
 mod away;
 mod calls;
+mod churn;
+mod copies;
 mod faults;
 mod host;
 mod hosts;
@@ -22,4 +24,9 @@ use support::{Ceph, Options};
 fn one_osd() -> &'static Ceph {
     static CLUSTER: OnceLock<Ceph> = OnceLock::new();
     CLUSTER.get_or_init(|| Ceph::start(Options::default()))
+}
+
+/// Whether the long runs were asked for (`tests/run --full`).
+fn full() -> bool {
+    std::env::var_os("CEPH_NATIVE_FULL").is_some()
 }

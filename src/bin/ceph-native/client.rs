@@ -44,8 +44,9 @@ pub(crate) async fn volumes(settings: &Settings) -> Result<()> {
 }
 
 /// Has the plugin carry out a verb, and prints what it says.
-pub(crate) async fn verb(settings: &Settings, verb: &str, name: &str, size: &str) -> Result<()> {
-    let request = json!({ "Name": name, "Size": size });
+pub(crate) async fn verb(settings: &Settings, verb: &str, name: &str, more: Value) -> Result<()> {
+    let mut request = more;
+    request["Name"] = name.into();
     let answer = call(settings, &format!("CephNative.{verb}"), &request).await?;
     println!("{}", answer["Said"].as_str().unwrap_or_default());
     Ok(())

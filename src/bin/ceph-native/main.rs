@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use ceph_native::docker::{Settings, filesystem};
 use ceph_native::error::{Error, Kind, Result};
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
 #[derive(Parser, Debug)]
 #[command(name = "ceph-native", version, about, max_term_width = 100)]
@@ -36,6 +37,30 @@ enum Command {
         name: String,
         /// Its new size: in GiB, or with a unit.
         size: String,
+    },
+    /// Takes a snapshot of a volume, mounted or not, of all that was written before; or removes one.
+    Snapshot {
+        /// The volume.
+        name: String,
+        /// The snapshot.
+        snapshot: String,
+        /// Remove it.
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Makes a new volume of what another one holds.
+    Clone {
+        /// The volume, or VOLUME@SNAPSHOT, or an image as POOL/[NAMESPACE/]IMAGE[@SNAPSHOT].
+        name: String,
+        /// The new volume.
+        new: String,
+    },
+    /// Brings a volume that is mounted nowhere back to a snapshot.
+    Restore {
+        /// The volume.
+        name: String,
+        /// The snapshot.
+        snapshot: String,
     },
     /// Checks the file system of a volume that is not mounted, and repairs what can be repaired without asking.
     Fsck {
@@ -64,6 +89,9 @@ enum Command {
     /// For the plugin's own use.
     #[command(name = filesystem::UNMOUNT_VERB, hide = true)]
     DoUnmount { target: PathBuf },
+    /// For the plugin's own use.
+    #[command(name = filesystem::SYNC_VERB, hide = true)]
+    DoSync { target: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -91,6 +119,7 @@ fn run(cli: Cli) -> Result<()> {
             return filesystem::do_mount(device, target, fstype, options, root);
         }
         Command::DoUnmount { target } => return filesystem::do_unmount(target),
+        Command::DoSync { target } => return filesystem::do_sync(target),
         _ => {}
     }
     let settings = Settings::load(cli.settings.as_deref())?;
@@ -104,11 +133,23 @@ fn run(cli: Cli) -> Result<()> {
             Command::Plugin => plugin::run(settings.clone()).await,
             Command::Check => check::run(&settings).await,
             Command::Volumes => client::volumes(&settings).await,
-            Command::Resize { name, size } => client::verb(&settings, "Resize", name, size).await,
-            Command::Fsck { name } => client::verb(&settings, "Fsck", name, "").await,
-            Command::Who { name } => client::verb(&settings, "Who", name, "").await,
-            Command::Fence { name } => client::verb(&settings, "Fence", name, "").await,
-            Command::DoMount { .. } | Command::DoUnmount { .. } => Ok(()),
+            Command::Resize { name, size } => {
+                client::verb(&settings, "Resize", name, json!({ "Size": size })).await
+            }
+            Command::Snapshot { name, snapshot, remove } => {
+                let verb = if *remove { "RemoveSnapshot" } else { "Snapshot" };
+                client::verb(&settings, verb, name, json!({ "Other": snapshot })).await
+            }
+            Command::Clone { name, new } => {
+                client::verb(&settings, "Clone", name, json!({ "Other": new })).await
+            }
+            Command::Restore { name, snapshot } => {
+                client::verb(&settings, "Restore", name, json!({ "Other": snapshot })).await
+            }
+            Command::Fsck { name } => client::verb(&settings, "Fsck", name, json!({})).await,
+            Command::Who { name } => client::verb(&settings, "Who", name, json!({})).await,
+            Command::Fence { name } => client::verb(&settings, "Fence", name, json!({})).await,
+            Command::DoMount { .. } | Command::DoUnmount { .. } | Command::DoSync { .. } => Ok(()),
         }
     });
     // A file that is being written on a slow disk is not worth waiting for: the old one is whole.

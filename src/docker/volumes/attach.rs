@@ -50,6 +50,11 @@ impl Volumes {
         }
         let found = self.find_existing(name).await?;
         let found = self.finish(found).await?;
+        if found.description.state == State::Restoring {
+            let what = "it was being brought back to a snapshot, which was cut short";
+            let hint = format!("`ceph-native restore {name} SNAPSHOT` once more");
+            return Err(Error::new(Kind::Corrupt, what).with_hint(hint));
+        }
         let read_only = found.description.options.read_only == Some(true);
         let mut attached = Attached {
             name: name.to_owned(),
@@ -109,7 +114,7 @@ impl Volumes {
         // What its users make of the root folder stays.
         let root = match found.description.state {
             State::New => fs::Root::of(&found.description.options),
-            State::Formatting | State::Ready => fs::Root::default(),
+            _ => fs::Root::default(),
         };
         fs::mount_apart(&device, &mountpoint, fstype, &options, &root, limit).await?;
         if in_cinder.is_some() {
@@ -317,7 +322,7 @@ impl Volumes {
 
     /// Refuses a volume that others have open without asking for our lock: `rbd map`, a virtual machine. Who only looks
     /// at it is soon gone.
-    async fn must_be_unused(&self, found: &Found) -> Result<()> {
+    pub(super) async fn must_be_unused(&self, found: &Found) -> Result<()> {
         let begun = tokio::time::Instant::now();
         loop {
             let watchers = self.store.watchers(found).await?;

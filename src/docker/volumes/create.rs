@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use proto::rbd::Features;
 
+use super::copies::{grow_clone, must_be_clone};
 use super::{Volumes, now};
 use crate::docker::format;
 use crate::docker::options::{Backend, FsType, VolumeOptions};
@@ -37,6 +38,7 @@ impl Volumes {
             if let Some(found) = self.find(name).await? {
                 compatible(&found, &given)?;
                 let found = self.finish(found).await?;
+                self.flatten_clone(&found).await?;
                 return self.journal.learn(&found);
             }
             let cluster = self.store.cluster().await?;
@@ -127,8 +129,13 @@ impl Volumes {
             data_pool,
             metadata: store::description(&description)?,
         };
-        let id = admin::create(&pool, &place.image, &create).await?;
-        Ok(Found { name: name.to_owned(), place: place.clone(), id, description })
+        let mut found =
+            Found { name: name.to_owned(), place: place.clone(), id: String::new(), description };
+        if options.from.is_some() {
+            return self.make_clone(found, options, create).await;
+        }
+        found.id = admin::create(&pool, &place.image, &create).await?;
+        Ok(found)
     }
 
     /// Makes an image that is there a volume.
@@ -185,7 +192,10 @@ impl Volumes {
     /// Makes the file system of an image that was just made. If that is not possible, there shall be no volume.
     async fn finish_new(&self, found: Found) -> Result<()> {
         match self.finish(found.clone()).await {
-            Ok(found) => self.journal.learn(&found),
+            Ok(found) => {
+                self.flatten_clone(&found).await?;
+                self.journal.learn(&found)
+            }
             Err(error) => {
                 if let Err(error) = self.remove_image(&found).await {
                     tracing::warn!(volume = found.name, %error, "left behind without a file system");
@@ -232,8 +242,13 @@ impl Volumes {
         if found.description.state != State::Formatting {
             return Ok(());
         }
+        must_be_clone(&pool, found).await?;
         let image = Image::open(&pool, &found.place.image, &OpenOptions::default()).await?;
-        let made = self.format_image(found, &image).await;
+        let made = async {
+            self.format_image(found, &image).await?;
+            grow_clone(found, &image).await
+        };
+        let made = made.await;
         image.close().await;
         made.context(format!("making its file system ({})", found.description.fstype))?;
         found.description.state = State::New;
@@ -242,6 +257,13 @@ impl Volumes {
 
     async fn format_image(&self, found: &mut Found, image: &Image) -> Result<()> {
         match format::look(image).await? {
+            // Two of one name on one host are one to it.
+            Content::FileSystem(FsType::Btrfs) if found.description.options.from.is_some() => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    "a clone of btrfs cannot be told from it",
+                ));
+            }
             // All but this note was done.
             Content::FileSystem(fstype) => {
                 found.description.fstype = fstype;
@@ -250,7 +272,9 @@ impl Volumes {
             Content::Other(what) => {
                 return Err(Error::new(Kind::Exists, format!("the image holds {what}")));
             }
-            Content::Data if found.description.adopted => {
+            Content::Data
+                if found.description.adopted || found.description.options.from.is_some() =>
+            {
                 return Err(Error::new(Kind::Exists, "the image holds data"));
             }
             // The rest of an attempt that was cut short, which only we can have made.
@@ -273,7 +297,8 @@ impl Volumes {
         // Nobody can mount it from here on; and nobody has.
         self.take(&found).await?;
         let gone = self.remove_image(&found).await;
-        if gone.is_err() || found.description.adopted {
+        // An image that is still there may come back.
+        if gone.is_err() || found.description.adopted || goes_to_trash(&found) {
             self.give_back(&found).await;
         }
         gone?;
@@ -288,8 +313,27 @@ impl Volumes {
             return self.remove_in_cinder(found).await;
         }
         let pool = self.store.pool(&found.place).await?;
-        admin::remove(&pool, &found.place.image, &mut |_, _| {}).await
+        if goes_to_trash(found) {
+            let delay = Duration::from_secs(found.description.options.delete_delay.unwrap_or(0));
+            return admin::move_to_trash(&pool, &found.place.image, delay).await;
+        }
+        let link = match found.description.options.from {
+            Some(_) => Header::read(&pool, &found.id).await?.parent,
+            None => None,
+        };
+        admin::remove(&pool, &found.place.image, &mut |_, _| {}).await?;
+        match link {
+            Some(link) => self.forget_parent(found, &link).await,
+            None => Ok(()),
+        }
     }
+}
+
+/// Whether a volume that is removed can be brought back. One that has no file system yet is nothing to keep.
+fn goes_to_trash(found: &Found) -> bool {
+    let Description { options, state, .. } = &found.description;
+    let wanted = options.trash == Some(true) || options.delete_delay.is_some();
+    wanted && *state != State::Formatting
 }
 
 /// Refuses a volume that is there, but not as it was asked for.

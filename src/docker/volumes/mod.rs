@@ -2,6 +2,7 @@
 
 mod attach;
 mod cinder;
+mod copies;
 mod create;
 mod recover;
 mod status;

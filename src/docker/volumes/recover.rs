@@ -14,14 +14,23 @@ use crate::docker::journal::Attached;
 /// How often it is looked for.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// Every how many times the trash is looked through as well.
+const TRASH: u32 = 6;
+
 impl Volumes {
     /// Puts in order what needs it, for ever.
     pub(super) async fn stay_tidy(self: &Arc<Self>) {
         let mut unused = HashMap::new();
-        loop {
+        for round in 0_u32.. {
             self.recover().await;
             self.complete_attachments().await;
             self.forget_lost_users(&mut unused).await;
+            if round % TRASH == TRASH - 1 && self.store.connected() {
+                let emptied = tokio::time::timeout(self.settings.work, self.store.empty_trash());
+                if let Ok(Err(error)) = emptied.await {
+                    tracing::warn!(%error, "looking through the trash");
+                }
+            }
             tokio::time::sleep(PAUSE.min(self.settings.lost)).await;
         }
     }

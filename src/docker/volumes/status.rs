@@ -181,12 +181,16 @@ impl Volumes {
         say("watchers", watchers.into());
         let snapshots: Vec<_> = snapshots.into_iter().map(|snapshot| snapshot.info.name).collect();
         say("snapshots", snapshots.into());
+        if let (Some(from), Some(_)) = (&found.description.options.from, &header.parent) {
+            say("clone-of", from.clone().into());
+        }
         if let Some(holder) = &holder {
             let owner = json!({ "host": holder.host, "addresses": holder.addresses });
             say("mounted-by", owner);
         }
         let health = match (found.description.state, self.journal.attached(&found.name)) {
             (State::Formatting, _) => "its file system is not made yet",
+            (State::Restoring, _) => "not fully brought back to a snapshot",
             (_, Some(attached)) if !attached.users.is_empty() && !self.is_live(&attached) => {
                 "in use, but not mounted any more"
             }

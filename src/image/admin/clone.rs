@@ -72,7 +72,7 @@ pub async fn clone(
     check(parent, pool, options, format).await.context(&doing)?;
     let options = CreateOptions { size: parent.size(), ..options.clone() };
     let id = create(pool, name, &options).await?;
-    let attached = attach(parent, pool, &id, format).await.context(doing);
+    let attached = attach(parent, pool, &id, &options, format).await.context(doing);
     if attached.is_err()
         && let Err(error) = remove(pool, name, &mut |_, _| {}).await
     {
@@ -115,7 +115,13 @@ async fn check_protected(parent: &Image) -> Result<()> {
     }
 }
 
-async fn attach(parent: &Image, pool: &Pool, id: &str, format: CloneFormat) -> Result<()> {
+async fn attach(
+    parent: &Image,
+    pool: &Pool,
+    id: &str,
+    options: &CreateOptions,
+    format: CloneFormat,
+) -> Result<()> {
     let object = names::header(id);
     let snap = parent.read_snap();
     let of = Parent {
@@ -147,7 +153,9 @@ async fn attach(parent: &Image, pool: &Pool, id: &str, format: CloneFormat) -> R
             parent.pool().call(&names::header(parent.id()), &attach).await?;
         }
     }
-    let notes: BTreeMap<_, _> = Notes::Image(parent.id()).list(parent.pool()).await?;
+    let mut notes: BTreeMap<_, _> = Notes::Image(parent.id()).list(parent.pool()).await?;
+    // What it has of its own stays.
+    notes.retain(|name, _| !options.metadata.contains_key(name));
     if !notes.is_empty() {
         pool.call(&object, &SetMetadata { values: notes }).await?;
     }

@@ -1,0 +1,133 @@
+//! Snapshots, clones and the trash.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::host::{Host, eventually};
+use crate::one_osd;
+
+#[test]
+fn a_volume_is_cloned_while_it_is_mounted_and_brought_back_to_a_snapshot() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "copies", "");
+    let create = |name: &str, options: &[(&str, &str)]| {
+        let options: serde_json::Map<_, _> =
+            options.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        json!({ "Name": name, "Opts": options })
+    };
+    let remove = |name: &str| {
+        host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+    };
+    let has = |name: &str, file: &str| {
+        let text = fs::read_to_string(host.mount(name, "look").join(file)).ok();
+        host.unmount(name, "look");
+        text
+    };
+    let snapshots = |image: &str| {
+        let listed = ceph.run("rbd", &["snap", "ls", "--all", "--format", "json", image]).json();
+        listed.as_array().unwrap().len()
+    };
+    host.called("VolumeDriver.Create", &create("of", &[("size", "128M")]));
+    let root = host.mount("of", "x");
+    // Not synced: a snapshot has it nevertheless.
+    fs::write(root.join("file"), "first").unwrap();
+    host.ours(&["snapshot", "of", "one"]).ok();
+    fs::write(root.join("file"), "second").unwrap();
+    let error = host.ours(&["snapshot", "of", "one"]).refused();
+    assert!(error.contains("there is a snapshot one already"), "{error}");
+    let status = host.called("VolumeDriver.Get", &json!({ "Name": "of" }))["Volume"].clone();
+    assert_eq!(status["Status"]["snapshots"], json!(["one"]), "{status}");
+
+    // Of the present, of a snapshot, as an image, larger, and independent.
+    host.ours(&["clone", "of", "now"]).ok();
+    host.called("VolumeDriver.Create", &create("then", &[("from", "of@one")]));
+    host.called("VolumeDriver.Create", &create("then", &[("from", "of@one")]));
+    let larger = create("larger", &[("from", "rbd/of@one"), ("size", "256M")]);
+    host.called("VolumeDriver.Create", &larger);
+    let flat = create("flat", &[("from", "of"), ("flatten", "true")]);
+    host.called("VolumeDriver.Create", &flat);
+    for (name, text) in
+        [("now", "second"), ("then", "first"), ("larger", "first"), ("flat", "second")]
+    {
+        assert_eq!(has(name, "file").as_deref(), Some(text), "{name}");
+        let image = ceph.run("rbd", &["info", "--format", "json", name]).json();
+        assert_eq!(image.get("parent").is_none(), name == "flat", "{image}");
+        let own = host.called("VolumeDriver.Get", &json!({ "Name": name }))["Volume"].clone();
+        let size = if name == "larger" { 256 } else { 128 };
+        assert_eq!(own["Status"]["size"], size << 20, "{own}");
+        assert!(own["Status"].get("mounted-by").is_none(), "{own}");
+    }
+    let cases =
+        [("nobody", "there is no volume nobody"), ("of@two", "two"), ("rbd/none", "rbd/none")];
+    for (from, word) in cases {
+        let error = host.refused("VolumeDriver.Create", &create("no", &[("from", from)]));
+        assert!(error.contains(word), "{error}");
+    }
+    let small = create("no", &[("from", "of"), ("size", "64M")]);
+    assert!(host.refused("VolumeDriver.Create", &small).contains("has 134217728 bytes"));
+    host.refused("VolumeDriver.Get", &json!({ "Name": "no" }));
+
+    // Back to what it was: not while it is mounted.
+    let error = host.ours(&["restore", "of", "one"]).refused();
+    assert!(error.contains("mounted on this host"), "{error}");
+    host.unmount("of", "x");
+    assert!(host.ours(&["restore", "of", "two"]).refused().contains("two"));
+    host.ours(&["restore", "of", "one"]).ok();
+    assert_eq!(has("of", "file").as_deref(), Some("first"));
+    assert_eq!(has("now", "file").as_deref(), Some("second"), "a clone is what it was");
+    // Cut short, it is nothing to mount.
+    let key = "ceph-native.volume";
+    let text = ceph.rbd(&["image-meta", "get", "of", key]).trim().to_owned();
+    assert!(text.contains("\"state\":\"ready\""), "{text}");
+    let cut = text.replace("\"state\":\"ready\"", "\"state\":\"restoring\"");
+    ceph.rbd(&["image-meta", "set", "of", key, &cut]);
+    let error = host.refused("VolumeDriver.Mount", &json!({ "Name": "of", "ID": "x" }));
+    assert!(error.contains("`ceph-native restore of SNAPSHOT`"), "{error}");
+    host.ours(&["restore", "of", "one"]).ok();
+    assert_eq!(has("of", "file").as_deref(), Some("first"));
+
+    // Whatever was taken for clones goes with them.
+    for name in ["now", "then", "larger", "flat"] {
+        remove(name);
+    }
+    assert_eq!(snapshots("of"), 1);
+    host.ours(&["snapshot", "of", "one", "--remove"]).ok();
+    assert_eq!(snapshots("of"), 0);
+    remove("of");
+}
+
+#[test]
+fn a_removed_volume_can_be_had_from_the_trash_until_its_time_is_over() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "trash", "lost-seconds = 1\n");
+    let trash = |name: &str| {
+        let listed = ceph.run("rbd", &["trash", "ls", "--format", "json"]).json();
+        let all = listed.as_array().unwrap().clone();
+        let found = all.iter().find(|image| image["name"] == name);
+        found.map(|image| image["id"].as_str().unwrap().to_owned())
+    };
+    let create = |name: &str, option: &str, value: &str| {
+        let create = json!({ "Name": name, "Opts": { "size": "64M", option: value } });
+        host.called("VolumeDriver.Create", &create);
+        let root = host.mount(name, "x");
+        fs::write(root.join("file"), name).unwrap();
+        host.unmount(name, "x");
+        host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+        host.refused("VolumeDriver.Get", &json!({ "Name": name }));
+    };
+    create("kept", "trash", "true");
+    create("kept-for-long", "delete-delay", "1h");
+    create("kept-briefly", "delete-delay", "1s");
+    eventually("it is removed for good", || trash("kept-briefly").is_none());
+    // An image of the name can be made meanwhile, and the old one come back under its own afterwards.
+    host.called("VolumeDriver.Create", &json!({ "Name": "kept", "Opts": { "size": "64M" } }));
+    host.called("VolumeDriver.Remove", &json!({ "Name": "kept" }));
+    for name in ["kept", "kept-for-long"] {
+        let id = trash(name).expect("in the trash");
+        ceph.rbd(&["trash", "restore", &id]);
+        let root = host.mount(name, "x");
+        assert_eq!(fs::read_to_string(root.join("file")).unwrap(), name);
+        host.unmount(name, "x");
+    }
+}
