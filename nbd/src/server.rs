@@ -231,7 +231,7 @@ impl Acceptor {
     fn adopt(&self, stream: UnixStream, input: BytesMut, export: Export) {
         let open = Open(self.shared.clone());
         open.0.open.fetch_add(1, Ordering::Relaxed);
-        let phase = self.phase.clone();
+        let (phase, kept) = (self.phase.clone(), self.phase.clone());
         tokio::spawn(async move {
             match connection::serve_kernel(stream, input, export, &open.0.counters, phase).await {
                 Ok(None) => tracing::debug!("the kernel has disconnected"),
@@ -240,6 +240,8 @@ impl Acceptor {
                 }
                 Err(error) => tracing::warn!(%error, "a connection of the kernel's"),
             }
+            // Whoever waits for all to be over finds what was handed over.
+            drop(kept);
         });
     }
 }

@@ -286,6 +286,10 @@ impl Inner {
         id: Option<RequestId>,
         ack: Acknowledgement,
     ) {
+        // It is about to be removed: what was done to it now would be lost with it.
+        if !self.follows_parent && self.lock.is_held() {
+            return ack.send(notify::response(-Kind::Busy.errno()));
+        }
         let image = self.open.get().and_then(std::sync::Weak::upgrade).map(Image);
         let usage = self.lock.is_held().then(|| Use::new(self));
         let (Some(image), Some(usage)) = (image, usage) else {

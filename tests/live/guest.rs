@@ -9,8 +9,8 @@ use crate::{full, sha256};
 
 /// Ends what a test that failed has left.
 const CLEAR: &str = "cd /; umount -l /mnt 2> /dev/null
-for cookie in $(rbd-nbd-rs list-mapped --all | awk 'NR > 1 { print $NF }'); do
-    rbd-nbd-rs unmap --force --cookie $cookie
+for device in $(rbd-nbd-rs list-mapped --all | grep -o '/dev/nbd[0-9]*'); do
+    rbd-nbd-rs unmap --force $device
 done; rm -rf /tmp/*; true";
 
 /// Runs a test in the guest, in turn with all others: one boot is enough for all of them.
@@ -418,11 +418,12 @@ fn upgraded(ceph: &Ceph, guest: &Guest) {
              sleep 3
              for i in $(seq {upgrades}); do
                  BEFORE=$(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}')
-                 [ $(rbd-nbd-rs upgrade $DEV) = $DEV ]
+                 [ $(rbd-nbd-rs upgrade $DEV 2> /tmp/said) = $DEV ]; cat /tmp/said >&2
+                 if grep -q moment /tmp/said; then exit 1; fi
                  [ $BEFORE != $(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}') ]
                  for i in $(seq 300); do [ -d /proc/$BEFORE ] || break; sleep 0.1; done; [ ! -d /proc/$BEFORE ]
              done
-             wait $FIO; cat /run/rbd-nbd-rs/*/log >&2; ! grep -q moment /run/rbd-nbd-rs/*/log
+             wait $FIO; cat /run/rbd-nbd-rs/*/log >&2
              rbd-nbd-rs unmap rbd/{image} >&2; cat /tmp/fio"
         ));
         let report = crate::fio_report(&out);
@@ -434,6 +435,13 @@ fn upgraded(ceph: &Ceph, guest: &Guest) {
         // It is a second on a machine that does nothing else.
         assert!(longest.iter().all(|seconds| *seconds < 5.0), "{longest:?}");
     }
+    // Who keeps the lock has to end before another can have it; a process in the foreground goes to the background.
+    ceph.rbd(&["create", "--size", "16M", "new-exclusive"]);
+    guest.ok("(rbd-nbd-rs map rbd/new-exclusive --exclusive -f > /tmp/device 2>&1 &)
+         for i in $(seq 300); do grep -q /dev/nbd /tmp/device && break; sleep 0.1; done; DEV=$(cat /tmp/device)
+         dd if=/dev/zero of=$DEV bs=4k count=1 oflag=direct 2> /dev/null
+         [ $(rbd-nbd-rs upgrade $DEV) = $DEV ]; dd if=/dev/zero of=$DEV bs=4k count=1 oflag=direct
+         rbd-nbd-rs unmap $DEV");
 }
 
 fn quiesced(ceph: &Ceph, guest: &Guest) {

@@ -70,12 +70,16 @@ async fn remove_content(image: &Image, progress: Progress<'_>) -> Result<()> {
             Tried::Ours(usage) => Some(usage),
             Tried::Theirs(owner) => {
                 let what = format!("it is locked by {owner}");
-                return Err(Error::new(Kind::Busy, what).with_hint("close or unmap it"));
+                let refused = owner.refuses(&image.spec());
+                let busy = Error::new(Kind::Busy, what).with_hint("close or unmap it");
+                return Err(refused.unwrap_or(busy));
             }
         },
         false => None,
     };
     in_use(image).await?;
+    // Whoever had the lock until now may have taken one since it was looked at.
+    has_no_snapshots(&Header::read(image.pool(), image.id()).await?)?;
     remove_data(image, progress).await?;
     if let Some(link) = header::parent(image.pool(), image.id(), SnapId::HEAD).await? {
         detach_child(image.pool(), image.id(), &link.parent).await?;
@@ -90,17 +94,22 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
         let what = format!("cannot be removed yet with these features: {unsupported}");
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
-    if !header.snap_context.snaps.is_empty() {
-        return Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots").with_hint(
-            "remove them first: `snap purge`; hidden ones that clones hang on go with those",
-        ));
-    }
+    has_no_snapshots(header)?;
     in_a_group(pool, id, header).await?;
     if is_mirrored(pool, id).await? {
         let what = "it is mirrored, and cannot be removed yet";
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
     Ok(())
+}
+
+fn has_no_snapshots(header: &Header) -> Result<()> {
+    if header.snap_context.snaps.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots").with_hint(
+        "remove them first: `snap purge`; hidden ones that clones hang on go with those",
+    ))
 }
 
 /// Refuses an image that is in a group.

@@ -78,7 +78,7 @@ impl Daemon {
         }
         // Nobody is fenced off who still serves it.
         let held = Held::take(&self.wanted.cookie)?;
-        let opened = match self.fence(cluster).await {
+        let opened = match self.fence(cluster, None).await {
             Ok(()) => self.open(cluster).await,
             Err(error) => Err(error),
         };
@@ -138,7 +138,8 @@ impl Daemon {
     ) -> Result<(Attached, Held)> {
         let found = state::find(&self.wanted.cookie)
             .ok_or_else(|| unmap::not_mapped(&self.wanted.cookie))?;
-        let (client, control) = (own_address(image).await, found.control());
+        let (own, control) = (own_address(image).await, found.control());
+        let client = own.clone();
         let ask = move || Ok(control::ask_to_hand_over(&control, client, HAND_OVER));
         let asked = blocking(ask).await.map_err(|error| failed("a thread", error))?;
         let device = ImageDevice::new(image.clone());
@@ -155,7 +156,7 @@ impl Daemon {
                 let left = blocking(move || Ok(unmap::leave(&found))).await;
                 tracing::debug!(?left, "asked to leave");
                 let held = Held::take_soon(&self.wanted.cookie, HAND_OVER).await?;
-                self.fence(cluster).await?;
+                self.fence(cluster, own.as_deref()).await?;
                 self.claim(image, &held).await?;
                 Ok((Attached::take_over(&self.wanted, device).await?, held))
             }
@@ -163,10 +164,12 @@ impl Daemon {
     }
 
     /// Makes sure that nothing more comes of the process before, unless that ended in good order: what it had sent when
-    /// it died could otherwise be carried out after what is written from now on.
-    async fn fence(&self, cluster: &Cluster) -> Result<()> {
+    /// it died could otherwise be carried out after what is written from now on. `own` is our own address: it is in the
+    /// state if the process before had handed over all it had, and only its answer was lost.
+    async fn fence(&self, cluster: &Cluster, own: Option<&str>) -> Result<()> {
         let before = state::find(&self.wanted.cookie).filter(|_| self.from != From::Nothing);
-        let Some(address) = before.and_then(|found| found.mapping.client) else { return Ok(()) };
+        let client = before.and_then(|found| found.mapping.client);
+        let Some(address) = client.filter(|client| own != Some(client)) else { return Ok(()) };
         let command =
             format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{address}"}}"#);
         let fenced = cluster.command(command).await.context("fencing off the process before");
@@ -234,9 +237,16 @@ impl Daemon {
         });
         let (commands, _telling) = match prepared {
             Ok(prepared) => prepared,
-            Err(error) => {
+            Err(error) if from == From::Nothing => {
                 let _ = attached.end().await;
                 held.remove();
+                return Err(error);
+            }
+            // Somebody uses the device: it waits for who attaches it next.
+            Err(error) => {
+                if let Ok(clean) = attached.leave().await {
+                    let _ = note_left(&held, mapping, clean);
+                }
                 return Err(error);
             }
         };

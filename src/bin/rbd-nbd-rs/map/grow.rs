@@ -39,6 +39,9 @@ impl Growing {
         };
         let device = found.mapping.device;
         let mounts = users::mounted(&device);
+        if let Some(other) = mounts.iter().find(|mount| program(&mount.kind).is_none()) {
+            return refused(format!("{} cannot be grown here", other.kind));
+        }
         if mounts.is_empty() {
             return refused(format!("no file system is mounted from {}", device.display()));
         }
@@ -52,7 +55,8 @@ impl Growing {
     pub(crate) fn grow(&self, size: u64) -> Result<()> {
         let device = self.device.display();
         let deadline = Instant::now() + PATIENCE;
-        while sysfs::size(&self.device) != Some(size) {
+        // A device is made of whole sectors.
+        while sysfs::size(&self.device) != Some(size / 512 * 512) {
             if Instant::now() >= deadline {
                 let what = format!("{device} does not get the size of its image");
                 return Err(Error::new(Kind::TimedOut, what));
@@ -63,16 +67,11 @@ impl Growing {
     }
 
     fn grow_one(&self, mount: &users::Mount) -> Result<()> {
-        let (program, args): (_, &[&Path]) = match mount.kind.as_str() {
-            "ext2" | "ext3" | "ext4" => ("resize2fs", &[&self.device]),
-            "xfs" => ("xfs_growfs", &[&mount.seen]),
-            "btrfs" => {
-                ("btrfs", &["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), &mount.seen])
-            }
-            other => {
-                let what = format!("{}: {other} cannot be grown here", self.device.display());
-                return Err(Error::new(Kind::Unsupported, what));
-            }
+        let Some(program) = program(&mount.kind) else { return Ok(()) };
+        let args: &[&Path] = match program {
+            "resize2fs" => &[&self.device],
+            "btrfs" => &["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), &mount.seen],
+            _ => &[&mount.seen],
         };
         let output = Command::new(program).args(args).stdin(Stdio::null()).output();
         let output = output.map_err(|error| failed(program, error))?;
@@ -81,5 +80,15 @@ impl Growing {
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(Error::new(Kind::Os(5), format!("{program}: {said}")))
+    }
+}
+
+/// What grows a kind of file system while it is mounted.
+fn program(kind: &str) -> Option<&'static str> {
+    match kind {
+        "ext2" | "ext3" | "ext4" => Some("resize2fs"),
+        "xfs" => Some("xfs_growfs"),
+        "btrfs" => Some("btrfs"),
+        _ => None,
     }
 }

@@ -203,7 +203,7 @@ fn map_or_attach(options: Options, from: From, ceph: &config::Args) -> Result<()
     insist_on_root()?;
     match options.foreground || is_child() {
         true => serve(options, spec, from, config),
-        false => start(&words(&spec), None, &BTreeMap::new()).and_then(|device| print(&device)),
+        false => start(&words(&spec), None, &BTreeMap::new())?.or_exit().and_then(|it| print(&it)),
     }
 }
 
@@ -228,12 +228,31 @@ fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// Starts a process that serves in the background, and waits until its device is ready. Returns what it reports.
+/// What has become of a process that was to serve in the background.
+enum Started {
+    /// It serves, and reports this.
+    Serves(String),
+    /// It has ended with this code, and has said why on the standard error that it has from us.
+    Refused(i32),
+}
+
+impl Started {
+    /// What it reports; ends this process as that one ended if it does not serve.
+    fn or_exit(self) -> Result<String> {
+        match self {
+            Self::Serves(report) => Ok(report),
+            Self::Refused(_) if is_drop_in() => std::process::exit(1),
+            Self::Refused(code) => std::process::exit(code.max(1)),
+        }
+    }
+}
+
+/// Starts a process that serves in the background, and waits until its device is ready.
 fn start(
     words: &[String],
     directory: Option<&Path>,
     environment: &BTreeMap<String, String>,
-) -> Result<String> {
+) -> Result<Started> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(PROCESS).args(words).env(CHILD, "1").envs(environment);
     if let Some(directory) = directory.filter(|directory| directory.is_dir()) {
@@ -250,13 +269,11 @@ fn start(
         let _ = stdout.read_to_string(&mut report);
     }
     if !report.is_empty() {
-        return Ok(report);
+        return Ok(Started::Serves(report));
     }
     let status = child.wait().map_err(|error| failed("the process", error))?;
     match (status.code(), status.signal()) {
-        // It has said what was wrong, on the standard error that it has from us.
-        (Some(code), _) if !is_drop_in() => std::process::exit(code.max(1)),
-        (Some(_), _) => std::process::exit(1),
+        (Some(code), _) => Ok(Started::Refused(code)),
         (None, signal) => {
             let what =
                 format!("the process that was to serve the device died by signal {signal:?}");
@@ -324,16 +341,27 @@ fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()>
 
 /// Takes over every device that waits; fails if one could not be.
 fn attach_all() -> Result<()> {
-    let mut failures = Vec::new();
-    for found in Found::all().iter().filter(|found| is_waiting(found)) {
-        match attach_again(found, false) {
-            Ok(device) => print(&device)?,
-            Err(error) => failures.push(error.to_string()),
+    let all = Found::all();
+    for_each(all.iter().filter(|found| is_waiting(found)), |found| attach_again(found, false))
+}
+
+/// Does the same for each mapping, also where it failed for another, and says for which.
+fn for_each<'a>(
+    all: impl Iterator<Item = &'a Found>,
+    act: impl Fn(&Found) -> Result<Started>,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for found in all {
+        let device = found.mapping.device.display();
+        match act(found) {
+            Ok(Started::Serves(report)) => print(&report)?,
+            Ok(Started::Refused(_)) => failed.push(device.to_string()),
+            Err(error) => failed.push(format!("{device} ({error})")),
         }
     }
-    match failures.as_slice() {
+    match failed.as_slice() {
         [] => Ok(()),
-        failures => Err(Error::new(Kind::Os(5), failures.join("; "))),
+        failed => Err(Error::new(Kind::Os(5), format!("not taken over: {}", failed.join(", ")))),
     }
 }
 
@@ -348,7 +376,7 @@ fn is_waiting(found: &Found) -> bool {
 }
 
 /// Starts a process for a device, with the command line of the one before, which may serve it still.
-fn attach_again(found: &Found, replace: bool) -> Result<String> {
+fn attach_again(found: &Found, replace: bool) -> Result<Started> {
     let mapping = &found.mapping;
     let verbs = ["map", "attach"];
     let mut words: Vec<_> = mapping.arguments.clone();
@@ -363,6 +391,8 @@ fn attach_again(found: &Found, replace: bool) -> Result<String> {
     {
         words.truncate(words.len() - 4);
     }
+    // Whoever started it in the foreground is not there any more.
+    words.retain(|word| word != "-f" && word != "--foreground");
     let device = mapping.device.to_string_lossy();
     let named = [("--device", &*device), ("--cookie", &*mapping.cookie)];
     words.extend(named.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]));
@@ -388,7 +418,7 @@ impl Attach {
                     let what = format!("{} is served already", found.mapping.device.display());
                     Err(Error::new(Kind::Busy, what))
                 }
-                [found] => print(&attach_again(found, false)?),
+                [found] => print(&attach_again(found, false)?.or_exit()?),
                 _ => Err(Error::new(Kind::Invalid, "must specify the image to attach")),
             };
         }
@@ -415,10 +445,14 @@ impl Upgrade {
         if self.all {
             meant = all.iter().filter(|it| it.mapping.device_type == DeviceType::Nbd).collect();
         }
-        for found in meant {
-            print(&attach_again(found, true)?)?;
-        }
-        Ok(())
+        for_each(meant.into_iter(), |found| {
+            // Who keeps the image's lock gives it up only by ending.
+            let keeps = found.mapping.arguments.iter().any(|word| word == "--exclusive");
+            if keeps {
+                unmap::leave(found)?;
+            }
+            attach_again(found, !keeps)
+        })
     }
 }
 

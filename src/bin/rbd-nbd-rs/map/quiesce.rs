@@ -130,8 +130,14 @@ impl HoldStill {
 
     fn by_freezing(&self) -> Result<()> {
         let mut all = Vec::new();
-        for folder in users::file_systems(&self.device) {
-            let open = FileSystem::open(&folder);
+        for mount in users::file_systems(&self.device) {
+            let folder = &mount.seen;
+            if mount.is_covered() {
+                let what =
+                    format!("{} cannot be frozen: another mount covers it", folder.display());
+                return Err(Error::new(Kind::Busy, what));
+            }
+            let (open, folder) = (FileSystem::open(folder), folder.clone());
             all.push((open.map_err(|error| failed(folder.display().to_string(), error))?, folder));
         }
         for (frozen, (file_system, folder)) in all.iter().enumerate() {

@@ -25,7 +25,7 @@ pub(crate) fn of(device: &Path, but: u32) -> Vec<String> {
 }
 
 /// A folder of every file system that is mounted from a device, its partitions, or what is built on these.
-pub(crate) fn file_systems(device: &Path) -> Vec<PathBuf> {
+pub(crate) fn file_systems(device: &Path) -> Vec<Mount> {
     let mut names = with_partitions(device);
     let mut at = 0;
     while let Some(name) = names.get(at) {
@@ -34,17 +34,23 @@ pub(crate) fn file_systems(device: &Path) -> Vec<PathBuf> {
         names.extend(above);
         at += 1;
     }
-    let mounts = mounts(&names).into_iter();
-    // One is enough of each that is mounted several times.
-    let each: BTreeMap<_, _> = mounts.map(|mount| (mount.number, mount.seen)).collect();
-    each.into_values().collect()
+    once_each(mounts(&names))
 }
 
 /// What is mounted from a device itself: each file system once.
 pub(crate) fn mounted(device: &Path) -> Vec<Mount> {
     let name = device.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let mounts = mounts(&[name]).into_iter();
-    let each: BTreeMap<_, _> = mounts.map(|mount| (mount.number.clone(), mount)).collect();
+    once_each(mounts(&[name]))
+}
+
+/// Of each file system that is mounted several times one mount, which is not covered if that can be.
+fn once_each(mounts: Vec<Mount>) -> Vec<Mount> {
+    let mut each = BTreeMap::<String, Mount>::new();
+    for mount in mounts {
+        if each.get(&mount.number).is_none_or(Mount::is_covered) {
+            each.insert(mount.number.clone(), mount);
+        }
+    }
     each.into_values().collect()
 }
 
@@ -78,6 +84,16 @@ pub(crate) struct Mount {
     pub(crate) seen: PathBuf,
     /// The kind of file system.
     pub(crate) kind: String,
+}
+
+impl Mount {
+    /// Something else is mounted over it: its path leads there.
+    pub(crate) fn is_covered(&self) -> bool {
+        let Ok(metadata) = fs::metadata(&self.seen) else { return true };
+        let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+        // Files of btrfs have other numbers than its mounts.
+        self.kind != "btrfs" && self.number != format!("{major}:{minor}")
+    }
 }
 
 /// Mounts in any mount namespace that some process is in.
