@@ -170,6 +170,10 @@ fn ceph_args(table: BTreeMap<String, String>) -> Result<Args> {
         table.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect();
     let args = Args::take(&mut words)
         .map_err(|error| Error::new(Kind::Invalid, format!("[ceph]: {error}")))?;
+    if args.options.iter().any(|(name, _)| name == "key") {
+        let what = "[ceph]: key would be seen in the list of processes";
+        return Err(Error::new(Kind::Invalid, what).with_hint("name a keyring or a keyfile"));
+    }
     match words.first() {
         None => Ok(args),
         Some(word) => {

@@ -12,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::msg::watch::Watcher;
 use proto::rbd::cls::lock::{self, BreakLock, Locker, LockerInfo};
-use proto::rbd::cls::{GetMetadata, ListNamespaces, Method, RemoveMetadata, SetMetadata};
+use proto::rbd::cls::{
+    GetMetadata, ListNamespaces, Method, RemoveMetadata, SetMetadata, TrashImage, TrashSource,
+};
 use proto::rbd::names;
 use proto::types::EntityAddr;
 use serde::{Deserialize, Serialize};
@@ -320,7 +322,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes images for good that were volumes, and whose time in the trash is over.
+    /// Removes images for good that were volumes, that this plugin put in the trash, and whose time there is over.
     ///
     /// # Errors
     /// Whatever keeps them from being looked for.
@@ -332,9 +334,13 @@ impl Store {
             };
             let now = crate::cluster::wall_clock();
             for (id, image) in trash.into_iter().filter(|(_, image)| image.deferred_until <= now) {
-                let wanted = description_of(&pool, &image.name, &id).await?;
-                if wanted.is_none_or(|description| description.options.delete_delay.is_none()) {
-                    continue;
+                match description_of(&pool, &image.name, &id).await {
+                    Ok(Some(description)) if is_ours_to_remove(&image, &description) => {}
+                    Ok(_) => continue,
+                    Err(error) => {
+                        tracing::warn!(image = image.name, %error, "left in the trash");
+                        continue;
+                    }
                 }
                 match admin::remove_from_trash(&pool, &id, false, &mut |_, _| {}).await {
                     Ok(()) => tracing::info!(image = image.name, "removed from the trash"),
@@ -575,6 +581,19 @@ async fn description_of(pool: &Pool, image: &str, id: &str) -> Result<Option<Des
             Ok(None)
         }
     }
+}
+
+/// Whether an image is in the trash because its volume was removed with `delete-delay`. Descriptions travel with what
+/// is copied from a volume, and whoever moves an image to the trash by hand means to keep it there: only the time that
+/// we gave it tells.
+fn is_ours_to_remove(image: &TrashImage, description: &Description) -> bool {
+    let delay = u64::from(image.deferred_until.sec.saturating_sub(image.deleted.sec));
+    image.source == TrashSource::USER
+        && !description.adopted
+        && description.cinder.is_none()
+        && volume_name(&image.name).as_ref() == Some(&description.name)
+        && description.options.delete_delay == Some(delay)
+        && delay > 0
 }
 
 /// The volume that an image is; `None` if it is none.

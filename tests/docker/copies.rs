@@ -116,10 +116,18 @@ fn a_removed_volume_can_be_had_from_the_trash_until_its_time_is_over() {
         host.called("VolumeDriver.Remove", &json!({ "Name": name }));
         host.refused("VolumeDriver.Get", &json!({ "Name": name }));
     };
+    // What somebody copied from a volume, and put in the trash by hand, is theirs: its description came along.
+    let briefly = json!({ "Name": "copied", "Opts": { "size": "64M", "delete-delay": "1s" } });
+    host.called("VolumeDriver.Create", &briefly);
+    ceph.rbd(&["cp", "--no-progress", "copied", "copy"]);
+    for image in ["copied", "copy"] {
+        ceph.rbd(&["trash", "mv", image]);
+    }
     create("kept", "trash", "true");
     create("kept-for-long", "delete-delay", "1h");
     create("kept-briefly", "delete-delay", "1s");
     eventually("it is removed for good", || trash("kept-briefly").is_none());
+    assert!(trash("copied").is_some() && trash("copy").is_some());
     // An image of the name can be made meanwhile, and the old one come back under its own afterwards.
     host.called("VolumeDriver.Create", &json!({ "Name": "kept", "Opts": { "size": "64M" } }));
     host.called("VolumeDriver.Remove", &json!({ "Name": "kept" }));

@@ -14,12 +14,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Volumes, now};
 use crate::docker::cinder::{Held, InCinder, TAG, is_ours};
+use crate::docker::format;
 use crate::docker::journal::Attached;
 use crate::docker::names::image_name;
 use crate::docker::options::VolumeOptions;
+use crate::docker::probe::Content;
 use crate::docker::steps;
 use crate::docker::store::{Description, Found, Place, State};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::{Image, OpenOptions};
 use crate::openstack::Cinder;
 use crate::openstack::cinder::{Api, Connection, NewVolume, Volume};
 
@@ -34,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// What is kept back of a call's time for cleaning up.
 const RESERVE: Duration = Duration::from_secs(5);
+
+/// For how long volumes may count as made at the same time: a second, and the difference of the cloud's clocks.
+const SAME_TIME: Duration = Duration::from_secs(3);
 
 impl Volumes {
     /// Makes a volume in Cinder, or takes over what an earlier attempt has made. `None` if another host is about to.
@@ -114,7 +120,11 @@ impl Volumes {
         match formatted {
             Ok(found) => Ok(Some(found)),
             Err(error) if fresh => {
-                if let Err(error) = self.remove_in_cinder(&found).await {
+                let gone = async {
+                    self.take(&found).await?;
+                    self.remove_in_cinder(&found).await
+                };
+                if let Err(error) = gone.await {
                     tracing::warn!(volume = name, %error, "left behind without a file system");
                 }
                 Err(error)
@@ -156,8 +166,9 @@ impl Volumes {
         };
         let own = cinder.create(&new).await?;
         steps::done("create: asked Cinder");
-        // Two hosts may have come here at once: the first counts, and both see both, or only the first sees itself
-        // alone.
+        // Two hosts may have come here at once: the first counts. Times of creation have whole seconds, of the clock of
+        // whichever node of the cloud answered: once those have passed, both hosts see both volumes in the same order.
+        sleep(SAME_TIME).await;
         let all = cinder.find_tagged(TAG, name).await?;
         let first = all.into_iter().find(there).filter(|first| first.id != own.id);
         let Some(first) = first else { return Ok((own, true)) };
@@ -192,6 +203,16 @@ impl Volumes {
         // An earlier attempt has come further than this.
         if let Some(found) = self.store.find_at(&place).await? {
             return Ok(found);
+        }
+        // An attempt of ours that left anything in it has described it before.
+        let pool = self.store.pool(&place).await?;
+        let read_only = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let image = Image::open(&pool, &place.image, &read_only).await?;
+        let content = format::look(&image).await;
+        image.close().await;
+        if let Content::Data | Content::Other(_) = content? {
+            let what = format!("volume {} in Cinder holds data", volume.id);
+            return Err(Error::new(Kind::Exists, what).with_hint("it is left as it is"));
         }
         let mut options = options.clone();
         if volume.multiattach {
@@ -347,7 +368,11 @@ impl Volumes {
         let Some(of) = &found.description.cinder else { return Ok(()) };
         let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
         let root = self.settings.mounts.join(image_name(&found.name)?).display().to_string();
-        clear(&cinder, &Held::new(of.clone(), &self.settings.host, &root, "", false), "").await?;
+        // Who has it read-only needs no lock: Cinder alone knows of those.
+        let read_only = found.description.options.read_only == Some(true);
+        let host = if read_only { self.settings.host.as_str() } else { "" };
+        let held = Held::new(of.clone(), &self.settings.host, &root, "", read_only);
+        clear(&cinder, &held, host).await?;
         if let Err(error) = cinder.delete(&of.volume).await {
             let snapshots = cinder.snapshots(&of.volume).await.unwrap_or_default();
             return Err(match snapshots.as_slice() {

@@ -14,7 +14,7 @@ use crate::docker::options::VolumeOptions;
 use crate::docker::store::{self, Found, Place, State};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::admin::{self, CloneFormat, CreateOptions};
-use crate::image::header::ParentLink;
+use crate::image::header::{self, ParentLink};
 use crate::image::{Header, Image, Maintenance, OpenOptions, Version};
 use crate::pool::Pool;
 
@@ -23,6 +23,11 @@ const FOR_CLONE: &str = "ceph-native-clone-of-";
 
 /// How often is looked whether a clone is one by now.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long going back to a snapshot may take.
+const RESTORE: Duration = Duration::from_secs(7 * 86_400);
+
+const ENOSYS: i32 = 38;
 
 /// How many times, until its making counts as cut short.
 const PATIENCE: u32 = 25;
@@ -42,11 +47,13 @@ impl Volumes {
     /// Takes a snapshot of a volume; says how.
     ///
     /// # Errors
-    /// [`Kind::Exists`]; whatever keeps it from being taken.
+    /// [`Kind::Invalid`] if there is one of that name; whatever keeps it from being taken.
     pub async fn snapshot(self: &Arc<Self>, name: &str, snap: &str) -> Result<String> {
         let (this, owned, snap) = (Arc::clone(self), name.to_owned(), snap.to_owned());
         let taken = async move {
             let found = this.find_existing(&owned).await?;
+            must_be_cephs(&found)?;
+            must_be_whole(&found)?;
             let image = this.open_image(&found).await?;
             let taken = this.take_snapshot(&image, &snap, this.path(&owned)).await;
             image.close().await;
@@ -67,11 +74,13 @@ impl Volumes {
     /// Removes a snapshot of a volume.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::Busy`] if it is protected.
+    /// [`Kind::NotFound`]; [`Kind::Busy`] if there are clones of it.
     pub async fn remove_snapshot(self: &Arc<Self>, name: &str, snap: &str) -> Result<String> {
         let (this, owned, snap) = (Arc::clone(self), name.to_owned(), snap.to_owned());
         let removed = async move {
-            let image = this.open_image(&this.find_existing(&owned).await?).await?;
+            let found = this.find_existing(&owned).await?;
+            must_be_cephs(&found)?;
+            let image = this.open_image(&found).await?;
             let removed = drop_snapshot(&image, &snap).await;
             image.close().await;
             removed.map(|()| format!("{snap} is gone"))
@@ -97,7 +106,8 @@ impl Volumes {
     pub async fn restore(self: &Arc<Self>, name: &str, snap: &str) -> Result<String> {
         let (this, owned, snap) = (Arc::clone(self), name.to_owned(), snap.to_owned());
         let restored = async move { this.restore_now(&owned, &snap).await };
-        self.work(name, "restoring", restored).await
+        // It looks at every object: that takes as long as it takes, and cut short the volume could not be used.
+        self.work_within(name, "restoring", RESTORE, restored).await
     }
 
     async fn restore_now(&self, name: &str, snap: &str) -> Result<String> {
@@ -105,6 +115,10 @@ impl Volumes {
             return Err(Error::new(Kind::Busy, "it is mounted on this host"));
         }
         let mut found = self.find_existing(name).await?;
+        must_be_cephs(&found)?;
+        if found.description.state == State::Formatting {
+            return Err(Error::new(Kind::Busy, "it is being made"));
+        }
         self.take(&found).await?;
         let restored = async {
             self.must_be_unused(&found).await?;
@@ -140,12 +154,11 @@ impl Volumes {
         let pool = self.store.pool(&found.place).await?;
         let head = Image::open(&source.pool, &source.image, &OpenOptions::default()).await?;
         // One of its own goes with the clone; one that was named stays.
-        let own = format!("{FOR_CLONE}{}", image_name(&found.name)?);
+        let now = crate::cluster::wall_clock();
+        let own = format!("{FOR_CLONE}{}.{}.{}", image_name(&found.name)?, now.sec, now.nsec);
         let snap = source.snap.clone().unwrap_or_else(|| own.clone());
         let cloned = async {
             if source.snap.is_none() {
-                // The rest of an attempt that was cut short is not of now.
-                let _ = drop_snapshot(&head, &own).await;
                 self.take_snapshot(&head, &own, source.mountpoint).await?;
             }
             let format = CloneFormat::of_cluster(&pool);
@@ -213,13 +226,16 @@ impl Volumes {
 
     /// Removes the snapshot that was taken for a clone alone, if there is one: it is of no use any more.
     pub(super) async fn forget_parent(&self, found: &Found, link: &ParentLink) -> Result<()> {
-        let own = format!("{FOR_CLONE}{}", image_name(&found.name)?);
         let pool = self.store.cluster().await?.pool_by_id(link.parent.pool).await?;
         let pool = pool.with_namespace(&link.parent.namespace);
         let options = OpenOptions::default();
         if let Ok(head) = Image::open_by_id(&pool, &link.parent.image_id, &options).await {
-            if let Err(error) = drop_snapshot(&head, &own).await {
-                tracing::debug!(volume = found.name, %error, "no snapshot of its own");
+            let snapshot = header::snapshot(&pool, &link.parent.image_id, link.parent.snap).await;
+            let own = snapshot.ok().filter(|taken| taken.name.starts_with(FOR_CLONE));
+            if let Some(own) = own
+                && let Err(error) = drop_snapshot(&head, &own.name).await
+            {
+                tracing::debug!(volume = found.name, %error, "the snapshot that it was made of");
             }
             head.close().await;
         }
@@ -232,7 +248,10 @@ impl Volumes {
         let split = split.map(|(base, snap)| (base, Some(snap.to_owned())));
         let ways: Vec<_> = [Some(whole), split].into_iter().flatten().collect();
         for (base, snap) in &ways {
-            if let Some(Found { place, .. }) = self.find(base).await? {
+            if let Some(found) = self.find(base).await? {
+                must_be_cephs(&found)?;
+                must_be_whole(&found)?;
+                let place = found.place;
                 let (pool, mountpoint) = (self.store.pool(&place).await?, self.path(base));
                 return Ok(Source { pool, image: place.image, snap: snap.clone(), mountpoint });
             }
@@ -266,9 +285,35 @@ impl Volumes {
         let (namespace, name) = (SnapshotNamespace::User, snap.to_owned());
         let create = Maintenance::SnapCreate { namespace, name, flags: 0 };
         image.maintain(&create, &mut |_, _| {}).await.map_err(|error| match error.kind() {
-            Kind::Exists => Error::new(Kind::Exists, format!("there is a snapshot {snap} already")),
+            // Not the kind that says that a volume is there.
+            Kind::Exists => {
+                Error::new(Kind::Invalid, format!("there is a snapshot {snap} already"))
+            }
             _ => error,
         })
+    }
+}
+
+/// Refuses a volume that Cinder keeps: a snapshot that it does not know of would be in its way, and its own are not
+/// ours.
+fn must_be_cephs(found: &Found) -> Result<()> {
+    match &found.description.cinder {
+        None => Ok(()),
+        Some(of) => {
+            let hint = format!("`openstack volume snapshot …` of volume {}", of.volume);
+            Err(Error::new(Kind::Unsupported, "its snapshots are Cinder's").with_hint(hint))
+        }
+    }
+}
+
+/// Refuses a volume whose content is not of one time.
+fn must_be_whole(found: &Found) -> Result<()> {
+    match found.description.state {
+        State::Formatting | State::Restoring => {
+            let what = "it is being made, or brought back to a snapshot";
+            Err(Error::new(Kind::Busy, what))
+        }
+        State::New | State::Ready => Ok(()),
     }
 }
 
@@ -280,6 +325,8 @@ async fn drop_snapshot(image: &Image, snap: &str) -> Result<()> {
     match image.maintain(&unprotect, &mut |_, _| {}).await {
         // It was not protected.
         Err(error) if error.kind() == Kind::Invalid => {}
+        // It cannot be: without layering there are no clones.
+        Err(error) if error.kind() == Kind::Os(ENOSYS) => {}
         done => done?,
     }
     let (namespace, name) = (SnapshotNamespace::User, snap.to_owned());

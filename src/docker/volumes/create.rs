@@ -31,7 +31,12 @@ const PATIENCE: u32 = 25;
 
 impl Volumes {
     pub(super) async fn create_now(&self, name: &str, given: VolumeOptions) -> Result<()> {
-        let options = given.clone().or(&self.settings.volumes);
+        let mut options = given.clone().or(&self.settings.volumes);
+        // A clone is like its parent unless it is asked for otherwise, whatever new volumes are like.
+        if given.from.is_some() {
+            options.size = given.size;
+            (options.order, options.features) = (given.order, given.features.clone());
+        }
         let backend = options.backend.unwrap_or_default();
         given.fit(backend)?;
         for pause in 0.. {
@@ -197,12 +202,26 @@ impl Volumes {
                 self.journal.learn(&found)
             }
             Err(error) => {
-                if let Err(error) = self.remove_image(&found).await {
+                if let Err(error) = self.undo(&found).await {
                     tracing::warn!(volume = found.name, %error, "left behind without a file system");
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Removes a volume whose making failed, unless another host has made it meanwhile.
+    async fn undo(&self, found: &Found) -> Result<()> {
+        self.take(found).await?;
+        let undone = match self.store.find_at(&found.place).await? {
+            Some(now) if now.id == found.id && now.description.state == State::Formatting => {
+                self.remove_image(&now).await
+            }
+            _ => Ok(()),
+        };
+        // Of what is gone nothing is left to give back.
+        self.give_back(found).await;
+        undone
     }
 
     /// Makes the file system of a volume that has none yet.
@@ -332,7 +351,7 @@ impl Volumes {
 /// Whether a volume that is removed can be brought back. One that has no file system yet is nothing to keep.
 fn goes_to_trash(found: &Found) -> bool {
     let Description { options, state, .. } = &found.description;
-    let wanted = options.trash == Some(true) || options.delete_delay.is_some();
+    let wanted = options.trash.unwrap_or_else(|| options.delete_delay.is_some());
     wanted && *state != State::Formatting
 }
 
@@ -365,6 +384,9 @@ fn compatible(found: &Found, given: &VolumeOptions) -> Result<()> {
         }
         VolumeOptions { fstype: Some(fstype), .. } if *fstype != has.fstype => {
             differs("file system", &has.fstype)
+        }
+        VolumeOptions { from: Some(from), .. } if has.options.from.as_ref() != Some(from) => {
+            differs("origin", &has.options.from.as_deref().unwrap_or("nothing"))
         }
         VolumeOptions { pool: Some(pool), .. } if *pool != found.place.pool => {
             differs("pool", &found.place.pool)
@@ -406,6 +428,7 @@ mod tests {
             (("pool", "ssd"), "its pool is rbd"),
             (("namespace", ""), "its namespace is \"ns\""),
             (("image", "w"), "its image is v"),
+            (("from", "u"), "its origin is nothing"),
             (("backend", "cinder"), "its back end is rbd"),
         ] {
             let error = compatible(&found, &given(&[other])).unwrap_err();

@@ -11,6 +11,7 @@ mod verbs;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -139,8 +140,19 @@ impl Volumes {
         doing: &'static str,
         job: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        self.work_within(name, doing, self.settings.work, job).await
+    }
+
+    /// The same, with a time of its own.
+    async fn work_within<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        doing: &'static str,
+        limit: Duration,
+        job: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let lock = self.busy.of(name);
-        let (deadline, limit) = (Instant::now() + self.settings.work, self.settings.work.as_secs());
+        let (deadline, limit) = (Instant::now() + limit, limit.as_secs());
         let task = tokio::spawn(async move {
             let late = |what: &str| Err(Error::new(Kind::TimedOut, format!("{what} {limit} s")));
             let Ok(_alone) = timeout_at(deadline, lock.lock_owned()).await else {

@@ -1,10 +1,13 @@
 //! What Docker has no words for: growing, checking, and who has a volume.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Volumes;
 use crate::docker::filesystem as fs;
+use crate::docker::journal::Attached;
+use crate::docker::names::image_name;
 use crate::error::{Error, Kind, Result};
 use crate::image::admin::address_text;
 
@@ -65,15 +68,29 @@ impl Volumes {
             return Err(Error::new(Kind::Busy, "it is mounted on this host"));
         }
         let found = self.find_existing(name).await?;
-        self.take(&found).await?;
+        let attached = Attached {
+            name: name.to_owned(),
+            image: found.place.spec(),
+            boot: self.boot.clone(),
+            device: None,
+            mountpoint: self.settings.mounts.join(image_name(name)?),
+            read_only: false,
+            users: BTreeMap::new(),
+            cinder: None,
+        };
+        // Whatever is begun is found again and cleared away, should this process end or its time be over.
+        self.journal.attach(&attached)?;
+        if let Err(error) = self.take(&found).await {
+            self.journal.detach(name)?;
+            return Err(error);
+        }
         let checked = async {
+            self.must_be_unused(&found).await?;
             let device = self.mapper.map(&found.place, false, None).await?;
-            let said = fs::check_all(found.description.fstype, &device, self.settings.work).await;
-            self.mapper.unmap(&found.place.spec()).await?;
-            said
+            fs::check_all(found.description.fstype, &device, self.settings.work).await
         };
         let checked = checked.await;
-        self.give_back(&found).await;
+        self.tear_down(&attached).await?;
         checked
     }
 
