@@ -108,7 +108,8 @@ fn chains_are_sixteen_deep() {
             let serve = ceph.serve(&[&name]);
             let write = format!("write -P {depth} {}k 64k", depth * 900);
             run("qemu-io", &["-f", "raw", &serve.uri(&name), "-c", &write, "-c", "flush"]).ok();
-            drop(serve);
+            // Whoever takes a snapshot asks all who watch the image to pause, and waits for those who died.
+            serve.terminate();
             bytes[(depth * 900) << 10..][..64 << 10].fill(depth as u8);
             ceph.ours(&["snap", "create", &format!("{name}@snap")]).ok();
             last = name;
@@ -152,7 +153,7 @@ fn clones_are_flattened_shrunk_and_removed() {
             let serve = ceph.serve(&[&format!("rbd/{clone}")]);
             let uri = serve.uri(&format!("rbd/{clone}"));
             run("qemu-io", &["-f", "raw", &uri, "-c", "write -P 5 3M 100k", "-c", "flush"]).ok();
-            drop(serve);
+            serve.terminate();
             let mut now = bytes.clone();
             now[3 << 20..][..100 << 10].fill(5);
             assert!(exported(ceph, clone) == now && exported(ceph, &snap) == bytes, "{clone}");
