@@ -70,9 +70,10 @@ async fn remove_content(image: &Image, progress: Progress<'_>) -> Result<()> {
             Tried::Ours(usage) => Some(usage),
             Tried::Theirs(owner) => {
                 let what = format!("it is locked by {owner}");
-                let refused = owner.refuses(&image.spec());
-                let busy = Error::new(Kind::Busy, what).with_hint("close or unmap it");
-                return Err(refused.unwrap_or(busy));
+                // One that was locked by hand need not be open anywhere.
+                let by_hand = owner.refuses(&image.spec()).is_some();
+                let hint = if by_hand { "`lock rm` ends that" } else { "close or unmap it" };
+                return Err(Error::new(Kind::Busy, what).with_hint(hint));
             }
         },
         false => None,
