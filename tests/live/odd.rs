@@ -95,17 +95,18 @@ fn limits_that_nobody_keeps_are_named() {
 fn what_is_not_built_is_refused_in_one_line() {
     on_each_release(|ceph| {
         let features = "layering,exclusive-lock,journaling";
-        ceph.rbd(&["create", "journaled", "--size", "8M", "--image-feature", features]);
-        for verb in
-            [&["serve", "rbd/journaled", "--listen", "127.0.0.1:0"][..], &["rm", "journaled"]]
-        {
+        ceph.rbd(&["create", "odd-journaled", "--size", "8M", "--image-feature", features]);
+        for verb in [
+            &["serve", "rbd/odd-journaled", "--listen", "127.0.0.1:0"][..],
+            &["rm", "odd-journaled"],
+        ] {
             refused(ceph, verb, "journaling");
         }
-        let reader = ceph.serve(&["--read-only", "rbd/journaled"]);
-        let read = ["-r", "-f", "raw", &reader.uri("rbd/journaled"), "-c", "read -P 0 0 64k"];
+        let reader = ceph.serve(&["--read-only", "rbd/odd-journaled"]);
+        let read = ["-r", "-f", "raw", &reader.uri("rbd/odd-journaled"), "-c", "read -P 0 0 64k"];
         run("qemu-io", &read).ok();
         drop(reader);
-        ceph.rbd(&["rm", "--no-progress", "journaled"]);
+        ceph.rbd(&["rm", "--no-progress", "odd-journaled"]);
 
         ceph.rbd(&["create", "moving", "--size", "8M"]);
         ceph.rbd(&["migration", "prepare", "moving", "moved"]);

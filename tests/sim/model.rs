@@ -47,6 +47,8 @@ struct Write {
     dead: bool,
     /// It timed out.
     limbo: bool,
+    /// Zeros were carried out that may be this one's.
+    maybe: bool,
 }
 
 impl Write {
@@ -74,8 +76,14 @@ pub(crate) struct Model {
 impl Model {
     /// An image of zeros.
     pub(crate) fn new(layout: Layout, bytes: u64) -> Self {
-        let zeros =
-            Write { value: 0, client: usize::MAX, applied: true, dead: false, limbo: false };
+        let zeros = Write {
+            value: 0,
+            client: usize::MAX,
+            applied: true,
+            dead: false,
+            limbo: false,
+            maybe: false,
+        };
         let sector = |_| Sector { writes: vec![zeros], floor: 0, applied: 0 };
         Self {
             layout,
@@ -98,7 +106,8 @@ impl Model {
 
     /// A client submits a write of `value` to these sectors; 0 are zeros.
     pub(crate) fn write(&mut self, client: usize, value: u64, sectors: Range<u64>) -> Writing {
-        let write = Write { value, client, applied: false, dead: false, limbo: false };
+        let write =
+            Write { value, client, applied: false, dead: false, limbo: false, maybe: false };
         let place = |at: u64| {
             let sector = &mut self.sectors[at as usize];
             sector.writes.push(write);
@@ -143,7 +152,9 @@ impl Model {
         for (&(at, oldest), content) in reading.0.iter().zip(content.chunks(SECTOR as usize)) {
             let value = value_of(content);
             let sector = &mut self.sectors[at];
-            let found = |(_, write): &(usize, &Write)| Some(write.value) == value && !write.dead;
+            let found = |(_, write): &(usize, &Write)| {
+                Some(write.value) == value && (!write.dead || write.maybe)
+            };
             let newer = sector.writes.iter().enumerate().skip(oldest).find(found);
             match newer {
                 Some((_, write)) if write.limbo => {}
@@ -196,7 +207,7 @@ impl Model {
         for (i, content) in (0..).zip(data.chunks(SECTOR as usize)) {
             let at = self.sector_of(object, offset + i * SECTOR);
             match value_of(content) {
-                Some(0) => self.carried_out(at, |write| write.is_zero_of(client)),
+                Some(0) => self.zeroed_sector(client, at),
                 Some(value) if !self.values.insert((at, value)) => {
                     self.fail(format!("sector {at}: write {value:x} was carried out twice"));
                 }
@@ -210,9 +221,17 @@ impl Model {
         for offset in range.step_by(SECTOR as usize) {
             let at = self.sector_of(object, offset);
             if at < self.sectors.len() {
-                self.carried_out(at, |write| write.is_zero_of(client));
+                self.zeroed_sector(client, at);
             }
         }
+    }
+
+    /// It counts as the first that it can be. But that one may have found nothing to zero, which nobody is told: any of
+    /// the others may be read from now on.
+    fn zeroed_sector(&mut self, client: usize, at: usize) {
+        let writes = self.sectors[at].writes.iter_mut();
+        writes.filter(|write| write.is_zero_of(client)).for_each(|write| write.maybe = true);
+        self.carried_out(at, |write| write.is_zero_of(client));
     }
 
     /// The first write of a sector of which that is true is carried out.
