@@ -129,8 +129,12 @@ impl Pool {
     /// # Errors
     /// What the OSD answered for the first operation that failed, with the object's name.
     pub async fn operate(&self, object: &str, ops: Vec<Op>) -> Result<Vec<OpReply>> {
+        self.submit(self.operation(object, ops)).await.map(|reply| reply.ops)
+    }
+
+    fn operation(&self, object: &str, ops: Vec<Op>) -> Operation {
         let ops = ops.into_iter().map(OsdOp::from).collect();
-        self.submit(Operation::new(self.locator(), object, ops)).await.map(|reply| reply.ops)
+        Operation::new(self.locator(), object, ops)
     }
 
     /// As [`Pool::operate`], for writes that must preserve snapshots.
@@ -143,8 +147,7 @@ impl Pool {
         ops: Vec<Op>,
         snaps: Arc<SnapContext>,
     ) -> Result<Vec<OpReply>> {
-        let ops = ops.into_iter().map(OsdOp::from).collect();
-        let mut operation = Operation::new(self.locator(), object, ops);
+        let mut operation = self.operation(object, ops);
         operation.snap_context = snaps;
         self.submit(operation).await.map(|reply| reply.ops)
     }
@@ -156,8 +159,7 @@ impl Pool {
         ops: Vec<Op>,
         snaps: Arc<SnapContext>,
     ) -> Result<Vec<OpReply>> {
-        let ops = ops.into_iter().map(OsdOp::from).collect();
-        let mut operation = Operation::new(self.locator(), object, ops);
+        let mut operation = self.operation(object, ops);
         operation.flags |= flag::WRITE;
         operation.snap_context = snaps;
         self.submit(operation).await.map(|reply| reply.ops)
@@ -168,8 +170,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::operate`].
     pub async fn operate_write(&self, object: &str, ops: Vec<Op>) -> Result<Vec<OpReply>> {
-        let ops = ops.into_iter().map(OsdOp::from).collect();
-        let mut operation = Operation::new(self.locator(), object, ops);
+        let mut operation = self.operation(object, ops);
         operation.flags |= flag::WRITE;
         self.submit(operation).await.map(|reply| reply.ops)
     }

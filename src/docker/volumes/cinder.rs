@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Volumes, now};
+use super::Volumes;
 use crate::docker::cinder::{Held, InCinder, TAG, is_ours};
 use crate::docker::format;
 use crate::docker::journal::Attached;
@@ -20,7 +20,7 @@ use crate::docker::names::image_name;
 use crate::docker::options::VolumeOptions;
 use crate::docker::probe::Content;
 use crate::docker::steps;
-use crate::docker::store::{Description, Found, Place, State};
+use crate::docker::store::{Description, Found, Place};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::openstack::Cinder;
@@ -222,17 +222,7 @@ impl Volumes {
             options.read_only.get_or_insert(true);
         }
         let size = volume.size * GIB;
-        let description = Description {
-            name: name.to_owned(),
-            state: State::Formatting,
-            adopted: false,
-            fstype: options.fstype.unwrap_or_default(),
-            size,
-            options: VolumeOptions { size: Some(size), ..options },
-            created: now(),
-            host: self.settings.host.clone(),
-            cinder: Some(of),
-        };
+        let description = Description { cinder: Some(of), ..self.unfinished(name, size, options) };
         let found = Found { name: name.to_owned(), place, id, description };
         self.store.describe(&found).await?;
         Ok(found)

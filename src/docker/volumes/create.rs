@@ -114,17 +114,7 @@ impl Volumes {
             None => admin::supported(config.features),
         };
         let size = options.size.unwrap_or(DEFAULT_SIZE);
-        let description = Description {
-            name: name.to_owned(),
-            state: State::Formatting,
-            adopted: false,
-            fstype: options.fstype.unwrap_or_default(),
-            size,
-            options: VolumeOptions { size: Some(size), ..options.clone() },
-            created: now(),
-            host: self.settings.host.clone(),
-            cinder: None,
-        };
+        let description = self.unfinished(name, size, options.clone());
         let create = CreateOptions {
             size,
             order: options.order.unwrap_or(config.order),
@@ -141,6 +131,21 @@ impl Volumes {
         }
         found.id = admin::create(&pool, &place.image, &create).await?;
         Ok(found)
+    }
+
+    /// What a volume is whose image was just made.
+    pub(super) fn unfinished(&self, name: &str, size: u64, options: VolumeOptions) -> Description {
+        Description {
+            name: name.to_owned(),
+            state: State::Formatting,
+            adopted: false,
+            fstype: options.fstype.unwrap_or_default(),
+            size,
+            options: VolumeOptions { size: Some(size), ..options },
+            created: now(),
+            host: self.settings.host.clone(),
+            cinder: None,
+        }
     }
 
     /// Makes an image that is there a volume.
