@@ -23,6 +23,9 @@ pub const MOUNT_VERB: &str = "do-mount";
 /// The same for the other direction.
 pub const UNMOUNT_VERB: &str = "do-unmount";
 
+/// Docker's folder for what a managed plugin mounts.
+const PROPAGATED: &str = "propagated-mount";
+
 /// And by which it writes what is in memory.
 pub const SYNC_VERB: &str = "do-sync";
 
@@ -253,6 +256,27 @@ pub(crate) fn seen_elsewhere(points: &[PathBuf]) -> Vec<bool> {
     let own = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let devices: Vec<_> = points.iter().map(|point| mount_device(&own, point)).collect();
     let mut seen = vec![false; points.len()];
+    each_namespace(|text| {
+        for ((point, device), seen) in points.iter().zip(&devices).zip(&mut seen) {
+            // Of what is not mounted any more nothing is said.
+            let elsewhere = |device: &String| is_mounted_elsewhere(text, device, point);
+            *seen |= device.as_ref().is_none_or(elsewhere);
+        }
+    });
+    seen
+}
+
+/// Whether a device is mounted anywhere on this host, in whichever mount namespace.
+pub(crate) fn mounted_anywhere(device: &str) -> bool {
+    let mut seen = false;
+    each_namespace(|text| {
+        seen |= text.lines().any(|line| source(line).is_some_and(|it| it == device))
+    });
+    seen
+}
+
+/// Calls this with the `mountinfo` of every mount namespace that a process is in.
+fn each_namespace(mut look: impl FnMut(&str)) {
     let mut namespaces = HashSet::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_none_or(|name| name.parse::<u32>().is_err()) {
@@ -265,13 +289,8 @@ pub(crate) fn seen_elsewhere(points: &[PathBuf]) -> Vec<bool> {
         // The process may end, and others of its namespace not: then they are asked.
         let Ok(text) = fs::read_to_string(entry.path().join("mountinfo")) else { continue };
         namespaces.insert(namespace);
-        for ((point, device), seen) in points.iter().zip(&devices).zip(&mut seen) {
-            // Of what is not mounted any more nothing is said.
-            let elsewhere = |device: &String| is_mounted_elsewhere(&text, device, point);
-            *seen |= device.as_ref().is_none_or(elsewhere);
-        }
+        look(&text);
     }
-    seen
 }
 
 /// In a `mountinfo`, the number of the device of the last mount on a folder.
@@ -283,11 +302,19 @@ fn mount_device(text: &str, target: &Path) -> Option<String> {
     })
 }
 
-/// In a `mountinfo`, whether a device is mounted under another path.
+/// In a `mountinfo`, whether a device is mounted under another path. What a managed plugin mounts, the host has under a
+/// path of Docker's.
 fn is_mounted_elsewhere(text: &str, device: &str, target: &Path) -> bool {
+    let mut folders = target.iter().rev().take(2);
+    let (name, folder) = (folders.next(), folders.next());
+    let propagated: PathBuf =
+        [Some(PROPAGATED.as_ref()), folder, name].into_iter().flatten().collect();
     text.lines().any(|line| {
         let words: Vec<_> = line.splitn(6, ' ').collect();
-        let elsewhere = |point: &&str| Path::new(&unescape(point)) != target;
+        let elsewhere = |point: &&str| {
+            let point = PathBuf::from(unescape(point));
+            point != target && !point.ends_with(&propagated)
+        };
         words.get(2) == Some(&device) && words.get(4).is_some_and(elsewhere)
     })
 }
@@ -295,15 +322,20 @@ fn is_mounted_elsewhere(text: &str, device: &str, target: &Path) -> bool {
 /// In a `mountinfo`, the source of the last mount on a folder.
 fn mount_source(text: &str, target: &Path) -> Option<String> {
     text.lines().rev().find_map(|line| {
-        let mut words = line.split(' ');
-        let point = words.by_ref().nth(4)?;
+        let point = line.split(' ').nth(4)?;
         if Path::new(&unescape(point)) != target {
             return None;
         }
-        // Optional fields end with a dash; then type and source.
-        words.by_ref().find(|word| *word == "-")?;
-        words.nth(1).map(unescape)
+        source(line)
     })
+}
+
+/// In a line of a `mountinfo`, the source.
+fn source(line: &str) -> Option<String> {
+    let mut words = line.split(' ');
+    // Optional fields end with a dash; then type and source.
+    words.by_ref().find(|word| *word == "-")?;
+    words.nth(1).map(unescape)
 }
 
 /// Spaces and the like are three octal digits there.
@@ -428,5 +460,9 @@ mod tests {
         assert!(!is_mounted_elsewhere(text, "98:1", Path::new("/mnt/a b")));
         assert!(!is_mounted_elsewhere(text, "98:7", Path::new("/mnt")));
         assert!(is_mounted_elsewhere(text, "98:1", Path::new("/mnt/b")));
+        let of_docker =
+            "40 35 98:2 / /d/plugins/1/propagated-mount/mounts/v rw - ext4 /dev/loop3 rw";
+        assert!(!is_mounted_elsewhere(of_docker, "98:2", Path::new("/var/mounts/v")));
+        assert!(is_mounted_elsewhere(of_docker, "98:2", Path::new("/var/mounts/w")));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::on_host;
 use super::options::{self, VolumeOptions};
 use crate::config::{Args, Environment as _, Process};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -155,13 +156,19 @@ impl Settings {
     }
 }
 
-/// `rbd-nbd-rs` beside this program, or in the search path.
+/// `rbd-nbd-rs` beside this program, or in the search path; a managed plugin has it run outside of its container.
 fn mapper() -> Vec<String> {
     const NAME: &str = "rbd-nbd-rs";
 
-    let beside = std::env::current_exe().ok().map(|own| own.with_file_name(NAME));
-    let beside = beside.filter(|path| path.exists());
-    vec![beside.map_or_else(|| NAME.to_owned(), |path| path.display().to_string())]
+    let own = std::env::current_exe().ok();
+    let beside = own.as_ref().map(|own| own.with_file_name(NAME)).filter(|path| path.exists());
+    let program = beside.map_or_else(|| NAME.to_owned(), |path| path.display().to_string());
+    match own {
+        Some(own) if std::env::var_os(on_host::HOST).is_some() => {
+            vec![own.display().to_string(), on_host::VERB.to_owned(), program]
+        }
+        _ => vec![program],
+    }
 }
 
 /// The options as Ceph's programs take them on their command line.

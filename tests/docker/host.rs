@@ -43,6 +43,13 @@ pub(crate) struct Host {
 impl Host {
     /// A host with a plugin, and these lines in its settings.
     pub(crate) fn start(ceph: &'static Ceph, name: &str, settings: &str) -> Self {
+        let mut host = Self::bare(ceph, name, settings);
+        host.start_plugin();
+        host
+    }
+
+    /// The same, before its plugin is started.
+    pub(crate) fn bare(ceph: &'static Ceph, name: &str, settings: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = ceph.dir().join(format!("host-{number}-{name}"));
@@ -57,9 +64,17 @@ impl Host {
         );
         fs::write(dir.join("settings.toml"), text).unwrap();
         let env = BTreeMap::new();
-        let mut host = Self { dir, env, namespace, ceph, plugin: None, dockerd: None };
-        host.start_plugin();
-        host
+        Self { dir, env, namespace, ceph, plugin: None, dockerd: None }
+    }
+
+    /// Runs a shell line in this host's mount namespace.
+    pub(crate) fn shell(&self, line: &str) -> Ran {
+        run("nsenter", &["-m", "-t", &self.pid(), "sh", "-ec", line])
+    }
+
+    /// A process of this host, as the first one of a machine of its own would be.
+    pub(crate) fn pid(&self) -> String {
+        self.namespace.id().to_string()
     }
 
     /// Starts the plugin, and returns when it has found the cluster.
@@ -134,7 +149,7 @@ impl Host {
             let root = self.dir.join("image");
             fs::create_dir_all(root.join("bin")).unwrap();
             fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
-            for tool in ["sh", "cat", "sync", "sleep", "ls", "sha256sum"] {
+            for tool in ["sh", "cat", "sync", "sleep", "ls", "sha256sum", "usleep"] {
                 let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(tool));
             }
             let import = format!(
@@ -356,7 +371,7 @@ impl Host {
 }
 
 /// What is mounted below a folder, what was mounted last first.
-fn mounts_below(folder: &Path) -> Vec<String> {
+pub(crate) fn mounts_below(folder: &Path) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = text.lines().rev().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(folder)).map(str::to_owned).collect()

@@ -11,6 +11,7 @@ mod copies;
 mod faults;
 mod host;
 mod hosts;
+mod managed;
 mod protocol;
 mod restarts;
 mod swarm;

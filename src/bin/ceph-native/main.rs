@@ -4,10 +4,11 @@ mod check;
 mod client;
 mod plugin;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ceph_native::docker::{Settings, filesystem};
+use ceph_native::docker::{Settings, filesystem, on_host};
 use ceph_native::error::{Error, Kind, Result};
 use clap::{Parser, Subcommand};
 use serde_json::json;
@@ -92,6 +93,13 @@ enum Command {
     /// For the plugin's own use.
     #[command(name = filesystem::SYNC_VERB, hide = true)]
     DoSync { target: PathBuf },
+    /// For the plugin's own use.
+    #[command(name = on_host::VERB, hide = true)]
+    OnHost {
+        program: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -120,6 +128,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::DoUnmount { target } => return filesystem::do_unmount(target),
         Command::DoSync { target } => return filesystem::do_sync(target),
+        Command::OnHost { program, args } => return on_host::run(program, args),
         _ => {}
     }
     let settings = Settings::load(cli.settings.as_deref())?;
@@ -149,7 +158,10 @@ fn run(cli: Cli) -> Result<()> {
             Command::Fsck { name } => client::verb(&settings, "Fsck", name, json!({})).await,
             Command::Who { name } => client::verb(&settings, "Who", name, json!({})).await,
             Command::Fence { name } => client::verb(&settings, "Fence", name, json!({})).await,
-            Command::DoMount { .. } | Command::DoUnmount { .. } | Command::DoSync { .. } => Ok(()),
+            Command::DoMount { .. }
+            | Command::DoUnmount { .. }
+            | Command::DoSync { .. }
+            | Command::OnHost { .. } => Ok(()),
         }
     });
     // A file that is being written on a slow disk is not worth waiting for: the old one is whole.
@@ -158,9 +170,12 @@ fn run(cli: Cli) -> Result<()> {
 }
 
 fn log_to_stderr() {
+    use std::io::{IsTerminal as _, stderr};
+
     use tracing_subscriber::EnvFilter;
 
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("warn,ceph_native::docker=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(stderr).init();
 }

@@ -33,7 +33,11 @@ impl Volumes {
     pub(super) async fn mount_now(&self, name: &str, user: &str) -> Result<PathBuf> {
         let mut left = None;
         if let Some(mut attached) = self.journal.attached(name) {
-            if self.is_live(&attached) && self.is_mapped(&attached).await {
+            let is_there = match self.is_live(&attached) {
+                true => self.is_mapped(&attached).await,
+                false => self.mount_again(&attached).await?,
+            };
+            if is_there {
                 attached.users.insert(user.to_owned(), now());
                 self.journal.attach(&attached)?;
                 // Of a plugin that ended before it could. A Cinder that is away keeps nobody from what is here.
@@ -190,6 +194,28 @@ impl Volumes {
             // It cannot be told: then nothing is torn down.
             Err(_) => true,
         }
+    }
+
+    /// Mounts once more what containers still have, but this plugin has not: Docker unmounts what a managed plugin has
+    /// mounted when that is disabled. Whether there was such a thing.
+    pub(super) async fn mount_again(&self, attached: &Attached) -> Result<bool> {
+        let (Some(device), Some(known)) = (&attached.device, self.journal.known(&attached.name))
+        else {
+            return Ok(false);
+        };
+        let looked_for = device.clone();
+        let anywhere = tokio::task::spawn_blocking(move || fs::mounted_anywhere(&looked_for));
+        let of_now = attached.boot == self.boot && !attached.users.is_empty();
+        if !of_now || !anywhere.await.unwrap_or(false) || !self.is_mapped(attached).await {
+            return Ok(false);
+        }
+        tracing::warn!(volume = attached.name, "unmounted by somebody, and in use: mounting again");
+        // The kernel has it mounted: it is the same file system, with nothing to check.
+        let fstype = known.description.fstype;
+        let options = fs::mount_options(fstype, &known.description.options);
+        let (root, limit) = (fs::Root::default(), self.settings.work);
+        fs::mount_apart(device, &attached.mountpoint, fstype, &options, &root, limit).await?;
+        Ok(true)
     }
 
     /// Unmounts and unmaps what is left of a volume on this host.

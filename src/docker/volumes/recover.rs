@@ -46,6 +46,9 @@ impl Volumes {
                 // Whoever was at work on it may be done.
                 match this.journal.attached(&name) {
                     Some(attached) if this.is_left_behind(&attached) => {
+                        if this.mount_again(&attached).await? {
+                            return Ok(());
+                        }
                         tracing::warn!(volume = name, "left behind: cleaning up");
                         this.tear_down(&attached).await
                     }
