@@ -297,7 +297,7 @@ async fn watch(
 ) -> Result<()> {
     let (mut terminate, mut interrupt) =
         (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
-    let mut size = image.size();
+    let (mut size, mut complained) = (image.size(), false);
     let mut look = tokio::time::interval(LOOK);
     let ended = loop {
         let asked = tokio::select! {
@@ -307,10 +307,16 @@ async fn watch(
             Some(asked) = commands.recv() => Some(asked),
             _ = look.tick() => {
                 bound_log(&held);
-                if image.size() != size {
-                    size = image.size();
-                    if let Err(error) = attached.resize(size).await {
-                        tracing::error!(%error, "the image has a new size");
+                let new = image.size();
+                if new != size {
+                    match attached.resize(new).await {
+                        Ok(()) => (size, complained) = (new, false),
+                        // It is tried again at the next look.
+                        Err(error) if !complained => {
+                            tracing::error!(%error, "the image has a new size");
+                            complained = true;
+                        }
+                        Err(_) => {}
                     }
                 }
                 continue;
