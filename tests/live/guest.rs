@@ -19,8 +19,11 @@ enum When {
     Full,
 }
 
+/// Something that is tried in the guest.
+type Story = fn(&Ceph, &Guest);
+
 /// What is tried in the guest, one after the other: one boot is enough for all of it. `CEPH_NATIVE_STORY` names one.
-const STORIES: &[(&str, When, fn(&Ceph, &Guest))] = &[
+const STORIES: &[(&str, When, Story)] = &[
     ("a file system whose bytes all clients see", When::Always, file_system),
     ("devices are left and taken over", When::Always, left_and_taken_over),
     ("processes die and devices live", When::Always, killed),
