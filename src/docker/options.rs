@@ -51,7 +51,6 @@ const OF_RBD: &[&str] = &[
     "stripe-unit",
     "stripe-count",
     "features",
-    "from",
     "flatten",
     "trash",
     "delete-delay",
@@ -415,13 +414,17 @@ fn unknown(name: &str) -> Error {
     if NOT_YET.contains(&name) {
         return Error::new(Kind::Unsupported, format!("option {name} is not built yet"));
     }
-    let nearest = NAMES.iter().map(|known| (distance(name, known), known)).min();
-    let error = invalid(format!("there is no option {name}"));
+    meant(invalid(format!("there is no option {name}")), name, NAMES)
+}
+
+/// An error about a name that is not known, with the one that may have been meant, or all.
+pub(super) fn meant(error: Error, name: &str, known: &[&str]) -> Error {
+    let nearest = known.iter().map(|known| (distance(name, known), known)).min();
     match nearest {
-        Some((far, known)) if far <= 3 && far < name.len() => {
-            error.with_hint(format!("did you mean {known}?"))
+        Some((far, nearest)) if far <= 3 && far < name.len() => {
+            error.with_hint(format!("did you mean {nearest}?"))
         }
-        _ => error.with_hint(format!("known are {}", NAMES.join(", "))),
+        _ => error.with_hint(format!("known are {}", known.join(", "))),
     }
 }
 

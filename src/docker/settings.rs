@@ -148,12 +148,36 @@ impl Settings {
             volumes,
             own_cloud: match file.cinder.own.is_empty() {
                 true => None,
-                false => Some(Cloud::parse("[cinder]", &file.cinder.own.into())?),
+                false => Some(own_cloud(file.cinder.own)?),
             },
             cloud: file.cinder.cloud,
             attach_api: file.cinder.attach_api,
         })
     }
+}
+
+/// A cloud as the settings describe it. In `clouds.yaml`, what is not known here may be other programs'; not in these.
+fn own_cloud(own: serde_json::Map<String, serde_json::Value>) -> Result<Cloud> {
+    let (words, auth_words) = Cloud::words();
+    let auth = own.get("auth").and_then(|auth| auth.as_object());
+    let auth = auth.into_iter().flat_map(|auth| auth.keys()).map(|word| ("[cinder.auth]", word));
+    for (table, word) in own.keys().map(|word| ("[cinder]", word)).chain(auth) {
+        let known: Vec<_> = match table {
+            // Some write those of `auth` beside it.
+            "[cinder]" => ["cloud", "attach-api", "auth"]
+                .into_iter()
+                .chain(words.iter().chain(auth_words).copied())
+                .collect(),
+            _ => auth_words.to_vec(),
+        };
+        let known: Vec<_> = known.iter().map(|word| word.replace('_', "-")).collect();
+        if !known.contains(&word.replace('_', "-")) {
+            let known: Vec<_> = known.iter().map(String::as_str).collect();
+            let error = Error::new(Kind::Invalid, format!("{table}: there is no setting {word}"));
+            return Err(options::meant(error, word, &known));
+        }
+    }
+    Cloud::parse("[cinder]", &own.into())
 }
 
 /// `rbd-nbd-rs` beside this program, or in the search path; a managed plugin has it run outside of its container.
@@ -227,6 +251,10 @@ mod tests {
             ("[volumes]\nimage = 'x'", "for one volume only"),
             ("[ceph]\ncolour = 'red'", "colour is no option of Ceph's"),
             ("[cinder]\nregion-name = 'R'", "cloud [cinder]: auth_url is missing"),
+            ("[cinder]\nregion-nam = 'R'", "no setting region-nam (did you mean region-name?)"),
+            ("[cinder]\ncolour-of-sky = 'R'", "known are cloud, attach-api, auth, auth-type"),
+            ("[cinder.auth]\nuser-name = 'R'", "[cinder.auth]: there is no setting user-name"),
+            ("[cinder.auth]\nuser_name = 'R'", "did you mean username?"),
             ("[cinder]\nattach-api = 'nova'", "attachments"),
             ("x", "line 1"),
         ] {

@@ -309,6 +309,16 @@ impl Store {
         pool.call(&names::header(&found.id), &SetMetadata { values }).await.map(drop)
     }
 
+    /// Writes down what a volume is that may be a copy of another: what has come along from that goes.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being written.
+    pub async fn describe_copy(&self, found: &Found) -> Result<()> {
+        let pool = self.pool(&found.place).await?;
+        let values = description_of_clone(&found.description)?;
+        pool.call(&names::header(&found.id), &SetMetadata { values }).await.map(drop)
+    }
+
     /// Makes an image of a volume just an image again.
     ///
     /// # Errors

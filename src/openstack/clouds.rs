@@ -263,6 +263,11 @@ impl Cloud {
         Sources { environment }.cloud(name)
     }
 
+    /// Every word that is read of a cloud: beside `auth`, and below it.
+    pub fn words() -> (&'static [&'static str], &'static [&'static str]) {
+        (CLOUD_WORDS, AUTH_WORDS)
+    }
+
     /// Reads a cloud as `clouds.yaml` has it; `-` in a word is as good as `_`.
     ///
     /// # Errors

@@ -63,7 +63,11 @@ impl OpenStack {
             km credential_setup --keystone-user root --keystone-group root
             km bootstrap --bootstrap-password adminpw --bootstrap-region-id RegionOne \
                 --bootstrap-public-url {keystone_url} --bootstrap-internal-url {keystone_url}
-            wait $p"
+            wait $p
+            # Else whoever reads keeps all others from writing.
+            python3 -c 'import sqlite3, sys
+for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wal\")' \
+                {path}/keystone.db {path}/cinder.db"
         );
         in_openstack(&["bash", "-euc", &setup]);
         let script = |name: &str| format!("{}/tests/openstack/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -163,12 +167,17 @@ impl OpenStack {
 
     /// A token, by curl.
     pub(crate) fn token(&self, user: &str, project: &str) -> String {
+        self.token_of(&self.keystone, user, project)
+    }
+
+    /// A token of one of both Keystones.
+    pub(crate) fn token_of(&self, keystone: &str, user: &str, project: &str) -> String {
         let body = json!({ "auth": {
             "identity": { "methods": ["password"], "password": { "user": {
                 "name": user, "domain": { "id": "default" }, "password": format!("{user}pw") } } },
             "scope": { "project": { "id": self.project(project) } },
         }});
-        let url = format!("{}/auth/tokens", self.keystone);
+        let url = format!("{keystone}/auth/tokens");
         let args = [
             "-s",
             "-m",
@@ -182,7 +191,7 @@ impl OpenStack {
         ];
         let head = run("curl", &args).ok();
         let line = head.lines().find(|line| line.to_lowercase().starts_with("x-subject-token:"));
-        let token = line.unwrap_or_else(|| panic!("no token: {head}"));
+        let token = line.unwrap_or_else(|| panic!("no token: {head}\n{}", self.log("keystone")));
         token.split_once(':').unwrap().1.trim().to_owned()
     }
 
@@ -255,7 +264,7 @@ fn keystone_conf(dir: &Path, seconds: u32) -> String {
     let cache = seconds > 60;
     format!(
         "[DEFAULT]\nuse_stderr = true
-[database]\nconnection = sqlite:///{dir}/keystone.db
+[database]\nconnection = sqlite:///{dir}/keystone.db?timeout=30
 [token]\nprovider = fernet\nexpiration = {seconds}
 [fernet_tokens]\nkey_repository = {dir}/fernet-keys
 [credential]\nkey_repository = {dir}/credential-keys

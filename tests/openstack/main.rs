@@ -7,6 +7,7 @@ mod support;
 
 mod cloud;
 mod crashes;
+mod dockerd;
 #[allow(dead_code, reason = "the tests of the plugin itself need all of it")]
 #[path = "../docker/host.rs"]
 mod host;

@@ -12,8 +12,8 @@ use crate::openstack;
 /// A container's id.
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-const ALICE: [&str; 2] = ["alice", "alpha"];
-const BOB: [&str; 2] = ["bob", "beta"];
+pub(crate) const ALICE: [&str; 2] = ["alice", "alpha"];
+pub(crate) const BOB: [&str; 2] = ["bob", "beta"];
 
 /// Settings that allow for a machine that is busy.
 pub(crate) fn settings(cloud: &OpenStack, more: &str) -> String {
@@ -33,7 +33,7 @@ fn status(host: &Host, name: &str) -> Value {
     host.called("VolumeDriver.Get", &json!({ "Name": name }))["Volume"]["Status"].clone()
 }
 
-fn only(cloud: &OpenStack, as_whom: [&str; 2], name: &str) -> Value {
+pub(crate) fn only(cloud: &OpenStack, as_whom: [&str; 2], name: &str) -> Value {
     let mut found = cloud.volumes(as_whom, name);
     assert_eq!(found.len(), 1, "volumes of the name {name}: {found:?}");
     found.remove(0)

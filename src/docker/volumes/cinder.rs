@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Volumes;
+use super::cinder_copies::Origin;
 use crate::docker::cinder::{Held, InCinder, TAG, is_ours};
 use crate::docker::format;
 use crate::docker::journal::Attached;
@@ -27,7 +28,7 @@ use crate::openstack::Cinder;
 use crate::openstack::cinder::{Api, Connection, NewVolume, Volume};
 
 /// Cinder counts in these.
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
 
 /// The size of a volume if nothing says what it should be.
 const DEFAULT_SIZE: u64 = 10 * GIB;
@@ -47,10 +48,11 @@ impl Volumes {
         &self,
         name: &str,
         options: &VolumeOptions,
+        origin: Option<&Origin>,
     ) -> Result<Option<Found>> {
         let cinder = self.clouds.cinder(options.cloud.as_deref(), options.project_id.as_deref())?;
         let deadline = self.deadline();
-        let (volume, fresh) = self.made(&cinder, name, options).await?;
+        let (volume, fresh) = self.made(&cinder, name, options, origin).await?;
         let id = volume.id.clone();
         let volume = match cinder
             .until(&id, &["available", "in-use", "reserved", "attaching"], deadline)
@@ -81,9 +83,17 @@ impl Volumes {
                 None => cinder.api().await?,
             },
         };
-        let (mut entry, held) = self.begin(name, of).await?;
+        let (mut entry, held) = self.begin(name, of.clone()).await?;
         steps::done("create: noted");
-        let made = self.describe_in_cinder(name, options, &volume, &cinder, held, &mut entry).await;
+        let made = self.attach(&cinder, held, &mut entry).await;
+        let made = match made {
+            Ok(connection) => {
+                steps::done("create: attached");
+                let of = InCinder { image: connection.image, ..of };
+                self.describe_in_cinder(name, options, &volume, origin, of, &connection.pool).await
+            }
+            Err(error) => Err(error),
+        };
         let found = match made {
             Ok(found) => found,
             Err(error) if error.kind() == Kind::Busy => {
@@ -139,8 +149,12 @@ impl Volumes {
         cinder: &Cinder,
         name: &str,
         options: &VolumeOptions,
+        origin: Option<&Origin>,
     ) -> Result<(Volume, bool)> {
-        let size = options.size.unwrap_or(DEFAULT_SIZE).div_ceil(GIB);
+        let size = match origin {
+            Some(origin) => origin.size(options)?,
+            None => options.size.unwrap_or(DEFAULT_SIZE).div_ceil(GIB),
+        };
         let there = |volume: &Volume| !volume.status.contains("deleting");
         let before = cinder.find_tagged(TAG, name).await?;
         if let Some(volume) = before.into_iter().find(there) {
@@ -149,8 +163,18 @@ impl Volumes {
                     format!("Cinder has its volume {} already, of {} GiB", volume.id, volume.size);
                 return Err(Error::new(Kind::Exists, what));
             }
+            let origins = origin.map(Origin::ids).unwrap_or_default();
+            if (volume.snapshot_id.as_deref(), volume.source_volid.as_deref()) != origins {
+                let what =
+                    format!("Cinder has its volume {} already, made of something else", volume.id);
+                return Err(Error::new(Kind::Exists, what));
+            }
             return Ok((volume, false));
         }
+        if let Some(origin) = origin {
+            origin.sync(self.settings.work).await?;
+        }
+        let (snapshot, source) = origin.map(Origin::ids).unwrap_or_default();
         let host = &self.settings.host;
         let new = NewVolume {
             name: name.to_owned(),
@@ -162,7 +186,8 @@ impl Volumes {
                 (TAG.to_owned(), name.to_owned()),
                 ("ceph-native.host".to_owned(), host.clone()),
             ]),
-            ..NewVolume::default()
+            snapshot: snapshot.map(str::to_owned),
+            source: source.map(str::to_owned),
         };
         let own = cinder.create(&new).await?;
         steps::done("create: asked Cinder");
@@ -181,21 +206,17 @@ impl Volumes {
         Ok((first, false))
     }
 
-    /// Attaches a volume of Cinder's for the first time, and writes into its image what it is.
+    /// Writes into a new volume's image what it is.
     async fn describe_in_cinder(
         &self,
         name: &str,
         options: &VolumeOptions,
         volume: &Volume,
-        cinder: &Cinder,
-        held: Held,
-        entry: &mut Attached,
+        origin: Option<&Origin>,
+        of: InCinder,
+        pool: &str,
     ) -> Result<Found> {
-        let mut of = held.of.clone();
-        let connection = self.attach(cinder, held, entry).await?;
-        steps::done("create: attached");
-        of.image.clone_from(&connection.image);
-        let place = Place::new(&connection.pool, "", &connection.image);
+        let place = Place::new(pool, "", &of.image);
         let id = {
             let pool = self.store.pool(&place).await?;
             crate::image::header::image_id(&pool, &place.image).await?
@@ -210,9 +231,16 @@ impl Volumes {
         let image = Image::open(&pool, &place.image, &read_only).await?;
         let content = format::look(&image).await;
         image.close().await;
-        if let Content::Data | Content::Other(_) = content? {
-            let what = format!("volume {} in Cinder holds data", volume.id);
-            return Err(Error::new(Kind::Exists, what).with_hint("it is left as it is"));
+        match content? {
+            Content::Data | Content::Other(_) => {
+                let what = format!("volume {} in Cinder holds data", volume.id);
+                return Err(Error::new(Kind::Exists, what).with_hint("it is left as it is"));
+            }
+            Content::Blank if origin.is_some() => {
+                let what = format!("volume {} in Cinder was to be a copy, and is blank", volume.id);
+                return Err(Error::new(Kind::Corrupt, what));
+            }
+            Content::Blank | Content::FileSystem(_) => {}
         }
         let mut options = options.clone();
         if volume.multiattach {
@@ -222,9 +250,14 @@ impl Volumes {
             options.read_only.get_or_insert(true);
         }
         let size = volume.size * GIB;
-        let description = Description { cinder: Some(of), ..self.unfinished(name, size, options) };
+        let mut description =
+            Description { cinder: Some(of), ..self.unfinished(name, size, options) };
+        if let Some(origin) = origin {
+            // Its file system is as large as it was there.
+            description.size = origin.content.min(size);
+        }
         let found = Found { name: name.to_owned(), place, id, description };
-        self.store.describe(&found).await?;
+        self.store.describe_copy(&found).await?;
         Ok(found)
     }
 
@@ -357,12 +390,7 @@ impl Volumes {
     pub(super) async fn remove_in_cinder(&self, found: &Found) -> Result<()> {
         let Some(of) = &found.description.cinder else { return Ok(()) };
         let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
-        let root = self.settings.mounts.join(image_name(&found.name)?).display().to_string();
-        // Who has it read-only needs no lock: Cinder alone knows of those.
-        let read_only = found.description.options.read_only == Some(true);
-        let host = if read_only { self.settings.host.as_str() } else { "" };
-        let held = Held::new(of.clone(), &self.settings.host, &root, "", read_only);
-        clear(&cinder, &held, host).await?;
+        self.clear_all(&cinder, found, of).await?;
         if let Err(error) = cinder.delete(&of.volume).await {
             let snapshots = cinder.snapshots(&of.volume).await.unwrap_or_default();
             return Err(match snapshots.as_slice() {
@@ -381,6 +409,21 @@ impl Volumes {
         Ok(())
     }
 
+    /// Takes away what nobody has of a volume whose lock is ours.
+    pub(super) async fn clear_all(
+        &self,
+        cinder: &Cinder,
+        found: &Found,
+        of: &InCinder,
+    ) -> Result<()> {
+        let root = self.settings.mounts.join(image_name(&found.name)?).display().to_string();
+        // Who has it read-only needs no lock: Cinder alone knows of those.
+        let read_only = found.description.options.read_only == Some(true);
+        let host = if read_only { self.settings.host.as_str() } else { "" };
+        let held = Held::new(of.clone(), &self.settings.host, &root, "", read_only);
+        clear(cinder, &held, host).await
+    }
+
     /// Makes a volume larger in Cinder, which makes its image larger.
     pub(super) async fn extend_in_cinder(&self, of: &InCinder, size: u64) -> Result<u64> {
         let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
@@ -397,10 +440,12 @@ impl Volumes {
     pub(super) async fn say_of_cinder(&self, of: &InCinder, status: &mut Map<String, Value>) {
         let asked = async {
             let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
-            cinder.volume(&of.volume).await
+            tokio::try_join!(cinder.volume(&of.volume), cinder.snapshots(&of.volume))
         };
         let said = match timeout(self.settings.answer * 2 / 3, asked).await {
-            Ok(Ok(volume)) => {
+            Ok(Ok((volume, snapshots))) => {
+                let names = snapshots.into_iter().map(|one| one.name.unwrap_or(one.id));
+                status.insert("snapshots".to_owned(), names.collect::<Vec<_>>().into());
                 let devices = volume.attachments.iter().filter_map(|one| one.device.as_deref());
                 status.insert("cinder-attached".to_owned(), devices.collect::<Vec<_>>().into());
                 volume.status
@@ -411,7 +456,7 @@ impl Volumes {
         status.insert("cinder-status".to_owned(), said.into());
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         let limit = self.settings.work;
         Instant::now() + limit.saturating_sub(RESERVE.min(limit / 5))
     }

@@ -25,7 +25,7 @@ const FOR_CLONE: &str = "ceph-native-clone-of-";
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// How long going back to a snapshot may take.
-const RESTORE: Duration = Duration::from_secs(7 * 86_400);
+pub(super) const RESTORE: Duration = Duration::from_secs(7 * 86_400);
 
 const ENOSYS: i32 = 38;
 
@@ -52,23 +52,28 @@ impl Volumes {
         let (this, owned, snap) = (Arc::clone(self), name.to_owned(), snap.to_owned());
         let taken = async move {
             let found = this.find_existing(&owned).await?;
-            must_be_cephs(&found)?;
             must_be_whole(&found)?;
+            if let Some(of) = &found.description.cinder {
+                this.snapshot_in_cinder(&owned, of, &snap).await?;
+                return this.what_was_taken(&found, &snap).await;
+            }
             let image = this.open_image(&found).await?;
             let taken = this.take_snapshot(&image, &snap, this.path(&owned)).await;
             image.close().await;
             taken?;
-            Ok(match this.store.holder(&found).await? {
-                Some(holder) if holder.host_id != this.host_id => {
-                    let host = holder.host;
-                    format!(
-                        "{snap} has what host {host} had written, if not yet what it has in memory"
-                    )
-                }
-                _ => format!("{snap} has all that was written before"),
-            })
+            this.what_was_taken(&found, &snap).await
         };
         self.work(name, "taking a snapshot of", taken).await
+    }
+
+    async fn what_was_taken(&self, found: &Found, snap: &str) -> Result<String> {
+        Ok(match self.store.holder(found).await? {
+            Some(holder) if holder.host_id != self.host_id => {
+                let host = holder.host;
+                format!("{snap} has what host {host} had written, if not yet what it has in memory")
+            }
+            _ => format!("{snap} has all that was written before"),
+        })
     }
 
     /// Removes a snapshot of a volume.
@@ -79,7 +84,10 @@ impl Volumes {
         let (this, owned, snap) = (Arc::clone(self), name.to_owned(), snap.to_owned());
         let removed = async move {
             let found = this.find_existing(&owned).await?;
-            must_be_cephs(&found)?;
+            if let Some(of) = &found.description.cinder {
+                this.remove_snapshot_in_cinder(of, &snap).await?;
+                return Ok(format!("{snap} is gone"));
+            }
             let image = this.open_image(&found).await?;
             let removed = drop_snapshot(&image, &snap).await;
             image.close().await;
@@ -115,13 +123,15 @@ impl Volumes {
             return Err(Error::new(Kind::Busy, "it is mounted on this host"));
         }
         let mut found = self.find_existing(name).await?;
-        must_be_cephs(&found)?;
         if found.description.state == State::Formatting {
             return Err(Error::new(Kind::Busy, "it is being made"));
         }
         self.take(&found).await?;
         let restored = async {
             self.must_be_unused(&found).await?;
+            if let Some(of) = found.description.cinder.clone() {
+                return self.restore_in_cinder(&mut found, &of, snap).await;
+            }
             let image = self.open_image(&found).await?;
             let restored = async {
                 admin::user_snapshot(&image, snap).await?;
@@ -207,7 +217,8 @@ impl Volumes {
 
     /// Makes a clone independent, if it is to be.
     pub(super) async fn flatten_clone(&self, found: &Found) -> Result<()> {
-        if found.description.options.flatten != Some(true) {
+        // Cinder decides that of its own.
+        if found.description.options.flatten != Some(true) || found.description.cinder.is_some() {
             return Ok(());
         }
         let image = self.open_image(found).await?;
@@ -294,20 +305,19 @@ impl Volumes {
     }
 }
 
-/// Refuses a volume that Cinder keeps: a snapshot that it does not know of would be in its way, and its own are not
-/// ours.
+/// Refuses a volume that Cinder keeps: a clone that it does not know of would be in its way.
 fn must_be_cephs(found: &Found) -> Result<()> {
     match &found.description.cinder {
         None => Ok(()),
-        Some(of) => {
-            let hint = format!("`openstack volume snapshot …` of volume {}", of.volume);
-            Err(Error::new(Kind::Unsupported, "its snapshots are Cinder's").with_hint(hint))
+        Some(_) => {
+            let what = "it is Cinder's, and so is what is made of it";
+            Err(Error::new(Kind::Unsupported, what).with_hint("leave backend=rbd out"))
         }
     }
 }
 
 /// Refuses a volume whose content is not of one time.
-fn must_be_whole(found: &Found) -> Result<()> {
+pub(super) fn must_be_whole(found: &Found) -> Result<()> {
     match found.description.state {
         State::Formatting | State::Restoring => {
             let what = "it is being made, or brought back to a snapshot";
@@ -348,6 +358,10 @@ async fn protect(image: &Image, snap: &str) -> Result<()> {
 /// new image, and be taken for one.
 pub(super) async fn must_be_clone(pool: &Pool, found: &Found) -> Result<()> {
     let Some(from) = &found.description.options.from else { return Ok(()) };
+    // Cinder has made it, of what it was to be, before it was described.
+    if found.description.cinder.is_some() {
+        return Ok(());
+    }
     for _ in 0..PATIENCE {
         if Header::read(pool, &found.id).await?.parent.is_some() {
             return Ok(());

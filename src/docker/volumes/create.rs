@@ -36,9 +36,9 @@ impl Volumes {
         if given.from.is_some() {
             options.size = given.size;
             (options.order, options.features) = (given.order, given.features.clone());
+        } else {
+            given.fit(options.backend.unwrap_or_default())?;
         }
-        let backend = options.backend.unwrap_or_default();
-        given.fit(backend)?;
         for pause in 0.. {
             if let Some(found) = self.find(name).await? {
                 compatible(&found, &given)?;
@@ -47,8 +47,12 @@ impl Volumes {
                 return self.journal.learn(&found);
             }
             let cluster = self.store.cluster().await?;
-            if backend == Backend::Cinder {
-                match self.create_in_cinder(name, &options).await? {
+            let origin = match given.from {
+                Some(_) => self.origin_in_cinder(&given, &mut options).await?,
+                None => None,
+            };
+            if options.backend == Some(Backend::Cinder) {
+                match self.create_in_cinder(name, &options, origin.as_ref()).await? {
                     Some(found) => return self.journal.learn(&found),
                     None => continue,
                 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod cinder;
+mod cinder_copies;
 mod copies;
 mod create;
 mod recover;

@@ -232,6 +232,23 @@ impl Cinder {
         if answer.status == 404 { Ok(()) } else { answer.fine() }
     }
 
+    /// Begins to bring a volume back to a snapshot, which must be its newest.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] by a Cinder that is too old; [`Kind::Invalid`] if it is not the newest, or the volume has
+    /// grown since; [`Kind::Busy`] while either is being worked on.
+    pub async fn revert(&self, id: &str, snapshot: &str) -> Result<()> {
+        if self.version().await? < version::REVERT {
+            let what = format!("this Cinder cannot go back to snapshots: {} can", version::REVERT);
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        let answer = self.act(id, json!({ "revert": { "snapshot_id": snapshot } })).await?;
+        answer.fine().map_err(|error| match error.kind() {
+            Kind::Exists => Error::new(Kind::Busy, error.to_string()),
+            _ => error,
+        })
+    }
+
     /// What the project may have and has.
     ///
     /// # Errors

@@ -35,6 +35,10 @@ pub struct Volume {
     /// Who has it.
     #[serde(default)]
     pub attachments: Vec<AttachedTo>,
+    /// The snapshot it was made from.
+    pub snapshot_id: Option<String>,
+    /// The volume it was made from.
+    pub source_volid: Option<String>,
 }
 
 /// Who has a volume, as the volume tells it.
@@ -100,6 +104,8 @@ pub struct Snapshot {
     /// The size of the volume then, in GiB.
     #[serde(default)]
     pub size: u64,
+    /// When it was taken, in UTC.
+    pub created_at: Option<String>,
 }
 
 /// What a project may have and has. -1 is no limit.

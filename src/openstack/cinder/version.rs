@@ -14,6 +14,8 @@ pub struct Version(pub u32, pub u32);
 pub const OLDEST: Version = Version(3, 0);
 /// Reasons of failures can be asked for.
 pub(super) const MESSAGES: Version = Version(3, 5);
+/// A volume can go back to a snapshot.
+pub(super) const REVERT: Version = Version(3, 40);
 /// A volume in use can be extended.
 pub(super) const EXTEND_IN_USE: Version = Version(3, 42);
 /// Attachments can be completed: all of that API is there.

@@ -100,6 +100,34 @@ impl Cinder {
         }
     }
 
+    /// Waits until a snapshot that is being deleted is gone.
+    ///
+    /// # Errors
+    /// As [`Cinder::until_gone`]: Cinder gives up while a volume that was made of it cannot do without it.
+    pub async fn until_snapshot_gone(&self, id: &str, deadline: Instant) -> Result<()> {
+        let mut pause = FIRST;
+        loop {
+            let snapshot = match self.snapshot(id).await {
+                Ok(snapshot) => snapshot,
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let status = snapshot.status;
+            if status != "deleting" {
+                let reason = self.reason(id).await.unwrap_or_else(|| "no reason told".into());
+                let kind = if status == "available" { Kind::Busy } else { Kind::Os(5) };
+                let what = format!("deleting snapshot {id} came to status {status}: {reason}");
+                return Err(Error::new(kind, what));
+            }
+            if Instant::now() + pause > deadline {
+                let what = format!("snapshot {id} is still deleting");
+                return Err(Error::new(Kind::TimedOut, what));
+            }
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(LAST);
+        }
+    }
+
     /// The last thing that Cinder says went wrong with something.
     async fn reason(&self, id: &str) -> Option<String> {
         if self.version().await.ok()? < version::MESSAGES {
