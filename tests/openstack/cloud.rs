@@ -24,6 +24,9 @@ pub(crate) struct OpenStack {
     /// The Keystone whose tokens live for five seconds.
     pub(crate) hasty: String,
     cinder: String,
+    /// Both behind TLS, once that service runs; its authority is `openstack/ca.pem` in the cluster's folder.
+    pub(crate) tls: String,
+    pub(crate) tls_cinder: String,
     /// Ids of projects and users, by name.
     pub(crate) ids: Value,
     commands: BTreeMap<&'static str, Vec<String>>,
@@ -47,7 +50,7 @@ impl OpenStack {
         let own = format!("\n[client.cinder]\nkeyring = {}\n", keyring.display());
         let mut conf = File::options().append(true).open(ceph.conf()).unwrap();
         conf.write_all(own.as_bytes()).unwrap();
-        let [keystone, hasty, cinder] = free_ports();
+        let [keystone, hasty, cinder, tls, tls_cinder] = free_ports();
         let url = |port: u16| format!("http://127.0.0.1:{port}/v3");
         for (name, seconds) in [("keystone", 3600), ("hasty", 5)] {
             let text = keystone_conf(&dir, seconds);
@@ -85,12 +88,25 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
                 "cinder",
                 runs(script("run-cinder.py"), ["--config-file".to_owned(), file("cinder.conf")]),
             ),
+            (
+                "tls",
+                [
+                    "python3".to_owned(),
+                    script("run-tls.py"),
+                    path.to_string(),
+                    format!("{tls}:{keystone}"),
+                    format!("{tls_cinder}:{cinder}"),
+                ]
+                .to_vec(),
+            ),
         ]);
         let mut cloud = Self {
             ceph,
             keystone: url(keystone),
             hasty: url(hasty),
             cinder: url(cinder),
+            tls: url(tls).replace("http:", "https:"),
+            tls_cinder: url(tls_cinder).replace("http:", "https:"),
             ids: Value::Null,
             commands,
             running: Mutex::default(),
@@ -121,11 +137,14 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
         let url = match name {
             "keystone" => &self.keystone,
             "hasty" => &self.hasty,
+            "tls" => &self.tls,
             _ => &self.cinder,
         };
         let answers = || {
-            let ran =
-                run("curl", &["-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", url]);
+            let ran = run(
+                "curl",
+                &["-s", "-k", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", url],
+            );
             ["200", "300", "401"].contains(&String::from_utf8_lossy(&ran.out).trim())
         };
         // On a busy machine, importing all of Cinder takes longer than anything else.

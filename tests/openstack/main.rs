@@ -12,6 +12,8 @@ mod dockerd;
 #[path = "../docker/host.rs"]
 mod host;
 mod kolla;
+mod places;
+mod swarm;
 mod volumes;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

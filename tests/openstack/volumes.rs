@@ -23,7 +23,7 @@ pub(crate) fn settings(cloud: &OpenStack, more: &str) -> String {
     )
 }
 
-fn create(name: &str, options: &[(&str, &str)]) -> Value {
+pub(crate) fn create(name: &str, options: &[(&str, &str)]) -> Value {
     let options: serde_json::Map<_, _> =
         options.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
     json!({ "Name": name, "Opts": options })
