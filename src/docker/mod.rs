@@ -24,6 +24,7 @@ pub mod server;
 pub mod settings;
 pub mod steps;
 pub mod store;
+pub mod tls;
 pub mod volumes;
 
 pub use self::settings::Settings;

@@ -1,5 +1,5 @@
-//! Takes Docker's calls: HTTP over Unix sockets, over TCP on this host, or over sockets that systemd hands over,
-//! so that a plugin that restarts costs its callers a pause and no error.
+//! Takes Docker's calls: HTTP over Unix sockets, over TCP (beyond this host with TLS), or over sockets that systemd
+//! hands over, so that a plugin that restarts costs its callers a pause and no error.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,9 +19,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use super::metrics::Metrics;
 use super::protocol;
@@ -45,8 +47,10 @@ pub const GRACE: Duration = Duration::from_secs(8);
 pub enum Listener {
     /// A Unix socket.
     Unix(UnixListener),
-    /// TCP.
+    /// TCP, which nobody but this host can reach.
     Tcp(TcpListener),
+    /// TLS over TCP.
+    Tls(TcpListener, Arc<ServerConfig>),
 }
 
 /// What serves all sockets.
@@ -58,11 +62,11 @@ pub struct Server {
 }
 
 impl Listener {
-    /// Listens on a path or on `tcp://ADDRESS:PORT`.
+    /// Listens on a path or on `tcp://ADDRESS:PORT`, there with TLS if there is a configuration.
     ///
     /// # Errors
-    /// [`Kind::Busy`] if somebody else does already; [`Kind::Invalid`] for a TCP address that others can reach.
-    pub fn bind(text: &str) -> Result<Self> {
+    /// [`Kind::Busy`] if somebody else does already; [`Kind::Invalid`] without TLS for what others can reach.
+    pub fn bind(text: &str, tls: Option<&Arc<ServerConfig>>) -> Result<Self> {
         let failed = |error: io::Error| {
             let kind = Kind::from_errno(error.raw_os_error().unwrap_or(5));
             Error::new(kind, format!("listening on {text}")).with_source(error)
@@ -71,14 +75,18 @@ impl Listener {
             let address: SocketAddr = address.parse().map_err(|_| {
                 Error::new(Kind::Invalid, format!("{text}: expected tcp://ADDRESS:PORT"))
             })?;
-            if !address.ip().is_loopback() {
+            if tls.is_none() && !address.ip().is_loopback() {
                 let what = format!("{text}: other hosts could reach it, and mount what they like");
                 return Err(Error::new(Kind::Invalid, what)
-                    .with_hint("take a loopback address, or a Unix socket"));
+                    .with_hint("take a loopback address or a Unix socket, or say [tls]"));
             }
             let listener = std::net::TcpListener::bind(address).map_err(failed)?;
             listener.set_nonblocking(true).map_err(failed)?;
-            return TcpListener::from_std(listener).map(Self::Tcp).map_err(failed);
+            let listener = TcpListener::from_std(listener).map_err(failed)?;
+            return Ok(match tls {
+                Some(tls) => Self::Tls(listener, Arc::clone(tls)),
+                None => Self::Tcp(listener),
+            });
         }
         let path = Path::new(text.strip_prefix("unix://").unwrap_or(text));
         if let Some(folder) = path.parent() {
@@ -110,7 +118,7 @@ impl Listener {
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Self::Unix(listener) => listener.local_addr().ok()?.as_pathname().map(Path::to_owned),
-            Self::Tcp(_) => None,
+            Self::Tcp(_) | Self::Tls(..) => None,
         }
     }
 }
@@ -133,12 +141,30 @@ impl Server {
                 Listener::Tcp(listener) => {
                     listener.accept().await.map(|(stream, _)| self.clone().spawn(stream, permit))
                 }
+                Listener::Tls(listener, tls) => listener.accept().await.map(|(stream, from)| {
+                    tokio::spawn(self.clone().shake_hands(stream, from, Arc::clone(tls), permit));
+                }),
             };
             if let Err(error) = accepted {
                 // No more file descriptors, for instance: others end theirs.
                 tracing::warn!(%error, "accepting a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
+        }
+    }
+
+    /// Serves who has a certificate that we trust.
+    async fn shake_hands(
+        self: Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddr,
+        tls: Arc<ServerConfig>,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) {
+        match tokio::time::timeout(HEAD_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
+            Ok(Ok(stream)) => self.spawn(stream, permit),
+            Ok(Err(error)) => tracing::warn!(%from, %error, "TLS: refused"),
+            Err(_) => tracing::debug!(%from, "TLS: says nothing"),
         }
     }
 

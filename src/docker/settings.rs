@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::on_host;
 use super::options::{self, VolumeOptions};
+use super::tls;
 use crate::config::{Args, Environment as _, Process};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::openstack::Cloud;
@@ -43,6 +44,7 @@ struct File {
     ceph: BTreeMap<String, String>,
     volumes: BTreeMap<String, toml::Value>,
     cinder: Cinder,
+    tls: tls::Files,
 }
 
 /// Where Cinder is: a cloud's name, or its settings as `clouds.yaml` has them.
@@ -66,6 +68,8 @@ impl std::fmt::Debug for Cinder {
 pub struct Settings {
     /// Where Docker finds it: paths of Unix sockets, or `tcp://ADDRESS:PORT`.
     pub listen: Vec<String>,
+    /// With which certificates over TCP.
+    pub tls: tls::Files,
     /// The folder for what it has to remember.
     pub state: PathBuf,
     /// The folder that volumes are mounted below.
@@ -136,6 +140,7 @@ impl Settings {
             listen: file
                 .listen
                 .unwrap_or_else(|| vec!["/run/docker/plugins/ceph-native.sock".to_owned()]),
+            tls: file.tls,
             mounts: file.mounts.unwrap_or_else(|| state.join("mounts")),
             state,
             host: file.host.unwrap_or_else(|| Process.hostname()),
@@ -256,6 +261,7 @@ mod tests {
             ("[cinder.auth]\nuser-name = 'R'", "[cinder.auth]: there is no setting user-name"),
             ("[cinder.auth]\nuser_name = 'R'", "did you mean username?"),
             ("[cinder]\nattach-api = 'nova'", "attachments"),
+            ("[tls]\nca = 'x'", "unknown field `ca`"),
             ("x", "line 1"),
         ] {
             let error = Settings::parse(text).unwrap_err().to_string();

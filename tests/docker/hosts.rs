@@ -1,13 +1,15 @@
 //! Two hosts that want one volume.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::host::{Host, eventually, signal};
+use crate::host::{DRIVER, Host, eventually, signal};
 use crate::one_osd;
+use crate::support::{Ran, run};
 
 #[test]
 fn a_volume_is_handed_over_and_never_shared() {
@@ -75,7 +77,7 @@ fn two_hosts_that_make_one_volume_at_once_make_one() {
                 .as_str()
                 .unwrap()
                 .to_owned();
-            let uuid = crate::support::run("blkid", &["-o", "value", "-s", "UUID", &device]).ok();
+            let uuid = run("blkid", &["-o", "value", "-s", "UUID", &device]).ok();
             host.unmount(&name, "x");
             uuid
         };
@@ -85,46 +87,82 @@ fn two_hosts_that_make_one_volume_at_once_make_one() {
     }
 }
 
+/// Starts a container that writes to a volume, and stays.
+fn start(host: &Host, volume: &str, line: &str) -> Ran {
+    let mount = format!("type=volume,src={volume},dst=/v,volume-driver={DRIVER}");
+    host.try_docker(&["run", "-d", "--network=none", "--mount", &mount, "bb", "sh", "-c", line])
+}
+
 /// Half a minute, which is how long the cluster believes in a client that says nothing.
 #[test]
-fn a_host_that_died_is_fenced_before_its_volume_is_taken() {
+fn two_dockers_share_a_volume_by_turns_and_a_host_that_died_is_fenced_first() {
     let ceph = one_osd();
-    let a = Host::start(ceph, "alpha", "");
-    let b = Host::start(ceph, "beta", "");
+    let mut a = Host::start(ceph, "alpha", "");
+    let mut b = Host::start(ceph, "beta", "");
     let manual = Host::start(ceph, "gamma", "fence = \"manual\"\n");
-    let create = json!({ "Name": "fenced", "Opts": { "size": "128M" } });
-    a.called("VolumeDriver.Create", &create);
-    let root = a.mount("fenced", "x");
-    fs::write(root.join("before"), "synced").unwrap();
-    crate::support::run("sync", &["-f", root.to_str().unwrap()]).ok();
+    a.start_dockerd(&[]);
+    b.start_dockerd(&[]);
+    a.create("fenced", &["size=128M"]);
+    // By turns, and both at once: one has it each time.
+    assert_eq!(a.in_container("fenced", "echo of alpha > /v/before; cat /v/before"), "of alpha");
+    assert_eq!(b.in_container("fenced", "cat /v/before"), "of alpha");
+    for round in 0..3 {
+        let line = format!("echo {round} >> /v/rounds; exec sleep 1000");
+        let started = std::thread::scope(|scope| {
+            let racing = [&a, &b].map(|host| scope.spawn(|| start(host, "fenced", &line)));
+            racing.map(|thread| thread.join().unwrap())
+        });
+        let [here, there] = started.each_ref().map(|ran| ran.code == 0);
+        assert!(here != there, "{} {}", started[0], started[1]);
+        for (host, ran) in [&a, &b].into_iter().zip(started) {
+            match ran.code {
+                0 => {
+                    let file = Path::new(&host.mounts()[0]).join("rounds");
+                    let written = || fs::read_to_string(&file).unwrap_or_default();
+                    eventually("it writes", || written().contains(&round.to_string()));
+                    host.docker(&["rm", "-f", ran.ok().trim()]);
+                }
+                _ => assert!(ran.refused().contains("it is mounted on host ")),
+            }
+        }
+        // The container that was not to be is there all the same.
+        for host in [&a, &b] {
+            let all = host.docker(&["ps", "-aq"]);
+            all.lines().for_each(|id| drop(host.docker(&["rm", "-f", id])));
+            assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0));
+        }
+    }
+    assert_eq!(b.in_container("fenced", "cat /v/rounds"), "0\n1\n2");
+
     // What is dirty when the host freezes, it may try to write when it thaws.
-    fs::write(root.join("dirty"), "x".repeat(1 << 20)).unwrap();
+    let line = "echo synced > /v/before; sync -d /v/before; echo > /v/ready; \
+        while true; do echo dirty >> /v/dirty; usleep 100000; done";
+    let writer = start(&a, "fenced", line).ok().trim().to_owned();
+    let seen = |file: &str| fs::read_to_string(Path::new(&a.mounts()[0]).join(file));
+    eventually("it writes", || seen("ready").is_ok() && seen("dirty").is_ok());
     let frozen = a.mappings();
     assert_eq!(frozen.len(), 1);
     for pid in &frozen {
         signal("STOP", *pid);
     }
+    let refused = b.try_in_container("fenced", "true").refused();
+    assert!(refused.contains("mounted on host alpha"), "its watch is still there: {refused}");
     let mount = json!({ "Name": "fenced", "ID": "y" });
-    let error = b.refused("VolumeDriver.Mount", &mount);
-    assert!(error.contains("mounted on host alpha"), "its watch is still there: {error}");
     eventually("its watch goes", || {
         let error = manual.refused("VolumeDriver.Mount", &mount);
         error.contains("host alpha had it mounted and has vanished")
             && error.contains("ceph-native fence fenced")
     });
-    let root = b.mount("fenced", "y");
-    assert_eq!(fs::read_to_string(root.join("before")).unwrap(), "synced");
-    fs::write(root.join("after"), "of beta").unwrap();
-    crate::support::run("sync", &["-f", root.to_str().unwrap()]).ok();
+    let told = b.in_container("fenced", "cat /v/before; echo of beta > /v/after; sync -d /v/after");
+    assert_eq!(told, "synced");
     assert!(ceph.ceph(&["osd", "blocklist", "ls"]).contains("127."), "fenced first");
 
     let image = |host: &Host| {
-        let file = host.dir.join("image");
+        let file = host.dir.join("exported");
         let _ = fs::remove_file(&file);
         ceph.rbd(&["export", "--no-progress", "fenced", file.to_str().unwrap()]);
         fs::read(file).unwrap()
     };
-    b.unmount("fenced", "y");
     let before = image(&b);
     for pid in &frozen {
         signal("CONT", *pid);
@@ -139,14 +177,13 @@ fn a_host_that_died_is_fenced_before_its_volume_is_taken() {
         let said: String = log(&a);
         said.contains("fenced this client off")
     });
-    std::thread::sleep(Duration::from_secs(2));
-    assert!(
-        !syncing.try_wait().unwrap().is_some_and(|status| status.success()),
-        "nothing was lost?"
-    );
+    let write = ["exec", &writer, "sh", "-c", "echo late > /v/late && sync -d /v/late"];
+    a.try_docker(&write).refused();
+    let _ = a.try_docker(&["rm", "-f", &writer]);
+    assert!(!syncing.wait().unwrap().success(), "nothing was lost?");
     assert!(image(&b) == before, "the fenced host has written");
-    a.tear_down();
-    let _ = syncing.wait();
-    b.mount("fenced", "z");
-    b.unmount("fenced", "z");
+    // Its own is cleared away, and it may have the volume again as anybody may.
+    eventually("nothing is left", || a.mounts().is_empty() && a.mappings().is_empty());
+    assert_eq!(a.in_container("fenced", "cat /v/after; ls /v/late 2>/dev/null; true"), "of beta");
+    a.docker(&["volume", "rm", "fenced"]);
 }

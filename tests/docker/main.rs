@@ -7,6 +7,7 @@ mod support;
 mod away;
 mod calls;
 mod churn;
+mod compose;
 mod copies;
 mod faults;
 mod host;
@@ -15,6 +16,7 @@ mod managed;
 mod protocol;
 mod restarts;
 mod swarm;
+mod tls;
 mod volumes;
 
 use std::sync::OnceLock;

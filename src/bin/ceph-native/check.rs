@@ -24,6 +24,10 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
         }
     };
     say("settings", Ok(format!("state in {}, host {}", settings.state.display(), settings.host)));
+    if let Some(tls) = settings.tls.load().transpose() {
+        let fine = |_| "certificates and key can be used".to_owned();
+        say("tls", tls.map(fine).map_err(|error| error.to_string()));
+    }
     say("user", root());
     say("state folder", writable(&settings.state));
     say("mapper", program(settings.mapper.first().map_or("", String::as_str)));

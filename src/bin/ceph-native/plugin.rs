@@ -14,10 +14,12 @@ pub(crate) async fn run(settings: Settings) -> Result<()> {
     let (mut interrupt, mut terminate) =
         (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
 
+    let tls = settings.tls.load()?;
+    let bind = |text: &String| Listener::bind(text, tls.as_ref());
     let handed_over = activation::sockets();
     let own = handed_over.is_empty();
     let listeners: Vec<_> = match own {
-        true => settings.listen.iter().map(|text| Listener::bind(text)).collect::<Result<_>>()?,
+        true => settings.listen.iter().map(bind).collect::<Result<_>>()?,
         false => handed_over.into_iter().map(Listener::from_fd).collect::<Result<_>>()?,
     };
     let files: Vec<_> = listeners.iter().filter_map(Listener::path).collect();
