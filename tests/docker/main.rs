@@ -16,6 +16,7 @@ mod managed;
 mod protocol;
 mod restarts;
 mod swarm;
+mod times;
 mod tls;
 mod volumes;
 
