@@ -5,8 +5,8 @@
 pub const FRAME_SEGMENT_BYTES: usize = 256 << 20;
 
 /// One segment of a frame before the peer is authenticated, in bytes. Tickets with long caps are the largest
-/// (Ceph's qa `huge-tickets.sh` makes some of 600 KiB).
-pub const HANDSHAKE_SEGMENT_BYTES: usize = 4 << 20;
+/// (Ceph's qa `huge-tickets.sh` makes some of 8 MB). Memory is only taken as bytes arrive.
+pub const HANDSHAKE_SEGMENT_BYTES: usize = 16 << 20;
 
 /// A whole handshake in each direction, in bytes: a few frames, all of which are signed in the end and so have to be
 /// kept.

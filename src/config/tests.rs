@@ -112,6 +112,7 @@ fn defaults() {
         stripe_unit: 0,
         stripe_count: 0,
         data_pool: None,
+        trash: None,
         concurrent_management_ops: 10,
     };
     assert_eq!(config.rbd, rbd);

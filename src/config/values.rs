@@ -58,6 +58,7 @@ fn default(name: &str) -> &'static str {
         "objecter_inflight_op_bytes" => "104857600",
         "objecter_inflight_ops" => "1024",
         "rados_mon_op_timeout" | "rados_osd_op_timeout" => "0",
+        "rbd_move_to_trash_on_remove_expire_seconds" => "0",
         "rbd_concurrent_management_ops" => "10",
         "rbd_default_clone_format" => "auto",
         "rbd_default_features" => "61",

@@ -22,12 +22,12 @@ use std::time::Duration;
 
 use proto::msg::osd_op::flag;
 use proto::rbd::Features;
-use proto::rbd::cls::SnapshotNamespace;
 use proto::rbd::layout::Layout;
 use proto::types::SnapId;
 
 pub use self::header::Header;
 use self::header::ParentLink;
+pub use proto::rbd::cls::SnapshotNamespace;
 pub use proto::rbd::notify::Maintenance;
 
 pub use self::io::{Completion, Extent, Io, Outcome, Queue, Segment};

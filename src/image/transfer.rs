@@ -1,6 +1,6 @@
 //! Whole images, from their beginning to their end: read ahead and written behind by a bounded number of requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 
 use bytes::Bytes;
@@ -11,15 +11,18 @@ use crate::error::{Error, Kind, Result};
 /// How much one request reads or writes, in bytes.
 pub const CHUNK: u64 = 4 << 20;
 
+/// How much one request zeroes, in bytes: it becomes a request for each object.
+const ZEROS: u64 = 256 << 20;
+
 /// Reads an image in order.
 #[derive(Debug)]
 pub struct Reader {
     queue: Queue,
-    size: u64,
     window: u64,
-    /// Where the next request begins, and what is wanted next.
-    asked: u64,
-    at: u64,
+    /// What is still to be asked for: begin and end.
+    ranges: VecDeque<(u64, u64)>,
+    /// What was asked for, by where it begins.
+    asked: VecDeque<u64>,
     /// What came out of order, by where it begins.
     ready: BTreeMap<u64, Vec<Segment>>,
     done: Vec<Completion>,
@@ -28,12 +31,17 @@ pub struct Reader {
 impl Reader {
     /// Reads the image as it is opened, as long as it is now.
     pub fn new(image: &Image) -> Self {
+        Self::of(image, [(0, image.size())])
+    }
+
+    /// Reads these parts of it, each given by offset and length, in this order. They must not overlap.
+    pub fn of(image: &Image, parts: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let ranges = parts.into_iter().filter(|(_, length)| *length > 0);
         Self {
             queue: image.queue(),
-            size: image.size(),
             window: window(image),
-            asked: 0,
-            at: 0,
+            ranges: ranges.map(|(offset, length)| (offset, offset + length)).collect(),
+            asked: VecDeque::new(),
             ready: BTreeMap::new(),
             done: Vec::new(),
         }
@@ -46,16 +54,11 @@ impl Reader {
     /// # Errors
     /// What keeps it from being read.
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<Segment>)>> {
-        while self.at < self.size {
-            while self.asked < self.size && self.asked - self.at < self.window * CHUNK {
-                let length = CHUNK.min(self.size - self.asked);
-                self.queue.submit(self.asked, Io::Read { offset: self.asked, length });
-                self.asked += length;
-            }
-            if let Some(segments) = self.ready.remove(&self.at) {
-                let at = self.at;
-                self.at += segments.iter().map(Segment::len).sum::<u64>();
-                return Ok(Some((at, segments)));
+        loop {
+            self.ask();
+            let Some(first) = self.asked.front() else { return Ok(None) };
+            if let Some(segments) = self.ready.remove(first) {
+                return Ok(self.asked.pop_front().map(|at| (at, segments)));
             }
             self.queue.kick();
             poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
@@ -68,7 +71,20 @@ impl Reader {
                 self.ready.insert(done.token, segments);
             }
         }
-        Ok(None)
+    }
+
+    /// Asks for as much as may be under way.
+    fn ask(&mut self) {
+        while (self.asked.len() as u64) < self.window {
+            let Some((begin, end)) = self.ranges.front_mut() else { return };
+            let (offset, length) = (*begin, CHUNK.min(*end - *begin));
+            *begin += length;
+            if begin == end {
+                self.ranges.pop_front();
+            }
+            self.queue.submit(offset, Io::Read { offset, length });
+            self.asked.push_back(offset);
+        }
     }
 }
 
@@ -92,10 +108,29 @@ impl Writer {
     /// # Errors
     /// What keeps this or an earlier one from being written.
     pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<()> {
+        self.change(offset, Io::Write { offset, data }).await
+    }
+
+    /// The same with zeros, which take no space where that is possible.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        let end = offset.saturating_add(length);
+        let mut offset = offset;
+        while offset < end {
+            let length = ZEROS.min(end - offset);
+            self.change(offset, Io::WriteZeroes { offset, length, may_free: true }).await?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    async fn change(&mut self, offset: u64, io: Io) -> Result<()> {
         while self.in_flight >= self.window {
             self.complete().await?;
         }
-        self.queue.submit(offset, Io::Write { offset, data });
+        self.queue.submit(offset, io);
         self.queue.kick();
         self.in_flight += 1;
         Ok(())

@@ -2,7 +2,8 @@
 //! while librbd resizes, snapshots, clones and flattens the image behind our back; a file beside it says what must be
 //! there.
 //!
-//! `CEPH_NATIVE_FULL=1 CEPH_NATIVE_OPS=50000 cargo test --test live fsx` does 50,000 operations from each of its seeds.
+//! `CEPH_NATIVE_FULL=1 CEPH_NATIVE_OPS=50000 cargo test --test live fsx` does 50,000 operations of each kind, and
+//! `CEPH_NATIVE_SEED=7` those of another seed.
 
 use std::os::unix::fs::symlink;
 
@@ -20,23 +21,44 @@ fn fsx_reads_what_it_wrote() {
     let dir = ceph.dir().join("fsx");
     std::fs::create_dir(&dir).unwrap();
     symlink(program(), dir.join("rbd-nbd")).unwrap();
+    ceph.create_pool("data");
     let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display());
-    // Random striping, none, and copies in place of clones.
-    for (seed, more) in [("1", &[][..]), ("2", &["-U"]), ("3", &["-g"])] {
-        let image = format!("fsx{seed}");
-        let start = [path.as_str(), "ceph_test_librbd_fsx", "-M", "-d", "-W", "-R", "-p", "1000"];
+    let seed = std::env::var("CEPH_NATIVE_SEED").unwrap_or_else(|_| "1".to_owned());
+    for Kind { name, options, conf } in KINDS {
+        let configured = dir.join(format!("{name}.conf"));
+        let all = std::fs::read_to_string(ceph.conf()).unwrap();
+        std::fs::write(&configured, format!("{all}\n[client]\n{conf}\n")).unwrap();
+        let configured = format!("CEPH_CONF={}", configured.display());
+        let start =
+            [&configured, &path, "ceph_test_librbd_fsx", "-M", "-d", "-W", "-R", "-p", "1000"];
         let sectors = ["-r", "512", "-w", "512", "-t", "512", "-h", "512", "-l", "50000000"];
-        let run = ["-P", dir.to_str().unwrap(), "-S", seed, "-N", &ops, "rbd", &image];
-        let ran = ceph.run_for("env", &[&start[..], &sectors, more, &run].concat(), 3600);
+        let run = ["-P", dir.to_str().unwrap(), "-S", &seed, "-N", &ops, "rbd", name];
+        let ran = ceph.run_for("env", &[&start[..], &sectors, options, &run].concat(), 3600);
         let said = String::from_utf8_lossy(&ran.out).into_owned();
         assert!(
             ran.code == 0 && said.contains("A-OK!"),
-            "seed {seed}: {}\n{}",
+            "{name}, seed {seed}: {}\n{}",
             ran.err,
             last(&said)
         );
     }
 }
+
+/// What images are like that fsx makes, and what it does to them.
+struct Kind {
+    name: &'static str,
+    options: &'static [&'static str],
+    /// Lines for ceph.conf.
+    conf: &'static str,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind { name: "striped", options: &[], conf: "" },
+    Kind { name: "unstriped", options: &["-U"], conf: "" },
+    Kind { name: "copied", options: &["-g"], conf: "" },
+    Kind { name: "mapless", options: &[], conf: "rbd default features = 1" },
+    Kind { name: "elsewhere", options: &[], conf: "rbd default data pool = data" },
+];
 
 fn last(said: &str) -> String {
     let lines: Vec<_> = said.lines().collect();

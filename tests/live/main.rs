@@ -9,6 +9,7 @@ mod cluster;
 mod connect;
 mod data;
 mod dns;
+mod examples;
 mod faults;
 mod fsx;
 mod guest;
@@ -26,9 +27,12 @@ mod ops;
 mod osdmap;
 mod placement;
 mod qa;
+mod qa_rbd;
 mod replicas;
 mod shared;
 mod space;
+mod steps;
+mod streams;
 mod telemetry;
 mod tools;
 mod twins;
@@ -58,8 +62,13 @@ fn on_each_release(test: impl Fn(&Ceph)) {
 
 /// Runs a test on a cluster of one OSD of its own, of each of [`releases`].
 fn on_new_clusters(test: impl Fn(&Ceph)) {
+    on_new_clusters_with("", test);
+}
+
+/// The same, with more lines for the daemons' `ceph.conf`.
+fn on_new_clusters_with(conf: &'static str, test: impl Fn(&Ceph)) {
     for release in releases() {
-        test(&Ceph::start(Options { release: *release, ..Options::default() }));
+        test(&Ceph::start(Options { release: *release, conf, ..Options::default() }));
     }
 }
 

@@ -1,5 +1,7 @@
 //! `children`: lists the clones of an image or of one of its snapshots.
 
+use std::collections::BTreeSet;
+
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{self, ChildImage, Details};
@@ -17,6 +19,12 @@ pub(crate) struct Children {
     /// Snapshot id, instead of a name.
     #[arg(long, value_name = "ID")]
     snap_id: Option<u64>,
+    /// Image id, instead of a name.
+    #[arg(long, value_name = "ID")]
+    image_id: Option<String>,
+    /// List the children's children, too.
+    #[arg(long)]
+    descendants: bool,
     /// List all children, those in the trash among them.
     #[arg(short, long)]
     all: bool,
@@ -26,9 +34,15 @@ pub(crate) struct Children {
 
 impl Children {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
-        let spec = self.parent.spec()?.with_image()?;
+        let mut spec = self.parent.spec()?;
+        if self.image_id.is_none() {
+            spec = spec.with_image()?;
+        }
         let pool = spec.open_pool(cluster).await?;
-        let id = image_id(&pool, &spec.image).await?;
+        let id = match &self.image_id {
+            Some(id) => id.clone(),
+            None => image_id(&pool, &spec.image).await?,
+        };
         let details = Details::read(&pool, &id).await?;
         let snaps = match (self.snap_id, &spec.snap) {
             (Some(_), Some(_)) => {
@@ -48,6 +62,9 @@ impl Children {
             }
         };
         let mut children = admin::children(&pool, &id, &snaps).await?;
+        if self.descendants {
+            children = descendants(cluster, children).await?;
+        }
         children.retain(|child| self.all || !child.in_trash);
         self.format.print(
             "children",
@@ -55,6 +72,18 @@ impl Children {
             || children.iter().map(plain).collect(),
         )
     }
+}
+
+/// The children, their children, and so on.
+async fn descendants(cluster: &Cluster, children: Vec<ChildImage>) -> Result<Vec<ChildImage>> {
+    let (mut all, mut left) = (BTreeSet::new(), children);
+    while let Some(child) = left.pop() {
+        let pool = cluster.pool(&child.pool).await?.with_namespace(&child.namespace);
+        let snaps = Details::read(&pool, &child.id).await?.header.snap_context.snaps;
+        left.extend(admin::children(&pool, &child.id, &snaps).await?);
+        all.insert(child);
+    }
+    Ok(all.into_iter().collect())
 }
 
 fn tree(child: &ChildImage, all: bool) -> Tree {

@@ -1,21 +1,25 @@
 //! `clone` and `flatten`: images that show a snapshot, and how they come to be on their own.
 
 use ceph_native::cluster::Cluster;
-use ceph_native::error::{Error, Kind, Result};
-use ceph_native::image::Maintenance;
+use ceph_native::error::{Context as _, Error, Kind, Result};
 use ceph_native::image::admin::{self, CloneFormat};
+use ceph_native::image::{Image, Maintenance, OpenOptions, Version};
 use ceph_native::pool::Pool;
+use proto::types::SnapId;
 
 use crate::create::{NewImage, defaults};
 use crate::progress::Progress;
 use crate::snap::closed;
-use crate::spec::{ImageArgs, PairArgs};
+use crate::spec::{ImageArgs, PairArgs, Spec};
 
 /// Clones a snapshot into a new image, which shows it until it is written to.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Clone {
     #[command(flatten)]
     images: PairArgs,
+    /// Snapshot id, instead of a name.
+    #[arg(long, value_name = "ID")]
+    snap_id: Option<u64>,
     #[command(flatten)]
     new: NewImage,
 }
@@ -33,9 +37,9 @@ pub(crate) struct Flatten {
 impl Clone {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let (source, dest) = self.images.pair()?;
-        let (source, dest) = (source.with_snap()?, dest.without_snap()?.with_image()?);
+        let dest = dest.without_snap()?.with_image()?;
         let pool = dest.open_pool(cluster).await?;
-        let parent = source.open(cluster, true).await?;
+        let parent = self.parent(cluster, source).await?;
         let done = async {
             let like = admin::clone_like(&parent, defaults(cluster, 0).await?);
             let options = self.new.options(cluster, like).await?;
@@ -44,6 +48,25 @@ impl Clone {
         };
         let done = done.await;
         closed(parent, done).await
+    }
+}
+
+impl Clone {
+    async fn parent(&self, cluster: &Cluster, source: Spec) -> Result<Image> {
+        let parent = match (self.snap_id, &source.snap) {
+            (Some(_), Some(_)) => {
+                let what = "trying to access snapshot using both name and id.";
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            (Some(id), None) => {
+                let pool = source.open_pool(cluster).await?;
+                let version = Version::SnapshotId(SnapId(id));
+                let options = OpenOptions { read_only: true, version, ..OpenOptions::default() };
+                Image::open(&pool, &source.image, &options).await
+            }
+            (None, _) => source.with_snap()?.open(cluster, true).await,
+        };
+        parent.context("failed to open parent image")
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ceph_native::cluster::Cluster;
-use ceph_native::error::Result;
+use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{self, CreateOptions};
 use proto::rbd::Features;
 
@@ -46,6 +46,12 @@ pub(crate) struct NewImage {
     /// Pool for the image's data.
     #[arg(long, value_name = "POOL")]
     data_pool: Option<String>,
+    /// Image format: only 2 is built.
+    #[arg(long, value_name = "FORMAT", default_value_t = 2)]
+    image_format: u8,
+    /// Shared by several clients: without an exclusive lock and what needs one.
+    #[arg(long)]
+    image_shared: bool,
 }
 
 /// What an image of that size is like where nobody says otherwise.
@@ -73,6 +79,10 @@ impl NewImage {
         cluster: &Cluster,
         otherwise: CreateOptions,
     ) -> Result<CreateOptions> {
+        if self.image_format != 2 {
+            let what = format!("images of format {} cannot be made", self.image_format);
+            return Err(Error::new(Kind::Unsupported, what).with_hint("--image-format 2"));
+        }
         let mut options = otherwise;
         if let Some(order) = self.object_size.or(self.order) {
             options.order = order;
@@ -80,6 +90,10 @@ impl NewImage {
         if !self.features.is_empty() {
             options.features =
                 self.features.iter().fold(Features::default(), |all, some| all | *some);
+        }
+        if self.image_shared {
+            let single = [Features::EXCLUSIVE_LOCK, Features::OBJECT_MAP, Features::FAST_DIFF];
+            options.features = single.iter().fold(options.features, |left, one| left - *one);
         }
         if self.stripe_unit.is_some() || self.stripe_count.is_some() {
             options.stripe_unit = self.stripe_unit.unwrap_or(0);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::create::{NewImage, defaults};
 use crate::progress::Progress;
 use crate::size;
-use crate::spec::{DestArgs, Spec};
+use crate::spec::{NewNameArgs, Spec};
 
 /// Imports an image from a file. What are zeros there is not written.
 #[derive(clap::Args, Clone, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Import {
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
     #[command(flatten)]
-    dest: DestArgs,
+    image: NewNameArgs,
     #[command(flatten)]
     new: NewImage,
     /// Blocks of that size that are zeros are not written.
@@ -36,9 +36,6 @@ pub(crate) struct Import {
     /// Format of the file: only 1, the bare content, is built.
     #[arg(long, value_name = "FORMAT", default_value_t = 1)]
     export_format: u8,
-    /// Format of the image: only 2 is built.
-    #[arg(long, value_name = "FORMAT", default_value_t = 2)]
-    image_format: u8,
     /// Show no progress.
     #[arg(long)]
     no_progress: bool,
@@ -49,14 +46,14 @@ const WAITING: usize = 4;
 
 impl Import {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
-        if self.export_format != 1 || self.image_format != 2 {
-            let what = "only export format 1 and image format 2 are built";
+        if self.export_format != 1 {
+            let what = format!("export format {} is not built yet", self.export_format);
             return Err(Error::new(Kind::Unsupported, what));
         }
         let mut words = self.words.iter().map(String::as_str);
         let path = self.path.as_deref().or_else(|| words.next());
         let path = path.ok_or_else(|| Error::new(Kind::Invalid, "path was not specified"))?;
-        let mut spec = self.dest.spec(words.next())?.without_snap()?;
+        let mut spec = self.image.spec(words.next())?.without_snap()?;
         if spec.image.is_empty() && path != "-" {
             let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
             spec.image = name.unwrap_or_default();
@@ -135,12 +132,12 @@ impl Import {
     }
 }
 
-async fn resize(image: &Image, size: u64) -> Result<()> {
+pub(crate) async fn resize(image: &Image, size: u64) -> Result<()> {
     admin::resize(image, size, true, &mut |_, _| {}).await
 }
 
 /// Opens a file or standard input, and finds out how long it is, if that can be found out.
-fn open(path: &str) -> Result<(Box<dyn Read + Send>, Option<u64>)> {
+pub(crate) fn open(path: &str) -> Result<(Box<dyn Read + Send>, Option<u64>)> {
     if path == "-" {
         return Ok((Box::new(io::stdin()), None));
     }
@@ -181,6 +178,6 @@ fn read(
     waiting
 }
 
-fn failed(what: &str, error: io::Error) -> Error {
+pub(crate) fn failed(what: &str, error: io::Error) -> Error {
     Error::new(Kind::from_errno(error.raw_os_error().unwrap_or(5)), what).with_source(error)
 }

@@ -5,10 +5,8 @@ use std::fmt::Write as _;
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{Details, ParentName, Snapshot};
-use ceph_native::image::header::image_id;
+use ceph_native::image::header::{image_id, image_name};
 use proto::rbd::Features;
-use proto::rbd::cls::GetNameOfId;
-use proto::rbd::names;
 use proto::types::UTime;
 
 use crate::list::parent_spec;
@@ -42,7 +40,7 @@ impl Info {
         let (pool, name, id) = match self.image_id {
             Some(id) => {
                 let pool = spec.open_pool(cluster).await?;
-                let name = pool.call(names::DIRECTORY, &GetNameOfId { id: id.clone() }).await?;
+                let name = image_name(&pool, &id).await?;
                 (pool, name, id)
             }
             None => {
@@ -59,7 +57,10 @@ impl Info {
                 let snapshots = details.snapshots(&pool).await?;
                 let found = snapshots.into_iter().find(|snapshot| snapshot.info.name == *wanted);
                 Some(found.ok_or_else(|| {
-                    Error::new(Kind::NotFound, format!("image {name} has no snapshot {wanted}"))
+                    // The words that scripts know.
+                    let what = "error setting snapshot context: (2) No such file or directory";
+                    Error::new(Kind::NotFound, what)
+                        .with_hint(format!("image {name} has no snapshot {wanted}"))
                 })?)
             }
         };

@@ -10,6 +10,7 @@ mod create;
 mod daemon;
 mod demo;
 mod diff;
+mod diff_stream;
 mod disk_usage;
 mod export;
 mod feature;
@@ -33,6 +34,7 @@ mod snap;
 mod spec;
 mod status;
 mod trash;
+mod words;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -41,7 +43,7 @@ use ceph_native::cluster::Cluster;
 use ceph_native::config::{self, Config};
 use ceph_native::error::{Error, Kind, Result};
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 #[derive(Parser, Debug)]
 #[command(name = "rbd-nbd-rs", version, about, after_help = config::HELP, max_term_width = 100)]
@@ -95,6 +97,8 @@ enum Verb {
     Config(image_meta::Config),
     Export(export::Export),
     Import(import::Import),
+    ExportDiff(diff_stream::ExportDiff),
+    ImportDiff(diff_stream::ImportDiff),
     #[command(name = "cp", visible_alias = "copy")]
     Copy(copy::Copy),
     Bench(bench::Bench),
@@ -147,7 +151,7 @@ fn main() -> ExitCode {
         Ok(ceph) => ceph,
         Err(error) => return usage(&error.to_string()),
     };
-    let cli = match Cli::try_parse_from(words) {
+    let cli = match Cli::try_parse_from(words::in_order(words, &Cli::command())) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             // --help and --version.
@@ -236,6 +240,8 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::Config(settings) => settings.run(&cluster).await,
             Verb::Export(export) => export.run(&cluster).await,
             Verb::Import(import) => import.run(&cluster).await,
+            Verb::ExportDiff(export) => export.run(&cluster).await,
+            Verb::ImportDiff(import) => import.run(&cluster).await,
             Verb::Copy(copy) => copy.run(&cluster).await,
             Verb::Bench(bench) => bench.run(&cluster).await,
             Verb::Serve(serve) => serve.run(&cluster).await,

@@ -7,7 +7,7 @@ use ceph_native::image::admin;
 use crate::progress::Progress;
 use crate::spec::ImageArgs;
 
-/// Deletes an image.
+/// Deletes an image, or moves it to the trash where `rbd_move_to_trash_on_remove` says so.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Remove {
     #[command(flatten)]
@@ -21,6 +21,9 @@ impl Remove {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let spec = self.image.spec()?;
         let pool = spec.open_pool(cluster).await?;
+        if let Some(delay) = cluster.config().rbd.trash {
+            return admin::move_to_trash(&pool, &spec.image, delay).await;
+        }
         let progress = Progress::new("Removing image", !self.no_progress);
         admin::remove(&pool, &spec.image, &mut |done, total| progress.set(done, total)).await?;
         progress.finish();

@@ -118,6 +118,9 @@ pub(crate) struct Rollback {
 pub(crate) struct Protect {
     #[command(flatten)]
     snapshot: SnapArgs,
+    /// Image id, instead of a name.
+    #[arg(long, value_name = "ID")]
+    image_id: Option<String>,
 }
 
 #[derive(Subcommand, Clone, Debug)]
@@ -170,12 +173,12 @@ impl Snap {
                 Ok(())
             }
             Self::Protect(protect) => {
-                let (image, name) = head(cluster, protect.snapshot.snapshot()?).await?;
+                let (image, name) = protect.open(cluster).await?;
                 let namespace = SnapshotNamespace::User;
                 maintained(image, Maintenance::SnapProtect { namespace, name }).await
             }
             Self::Unprotect(protect) => {
-                let (image, name) = head(cluster, protect.snapshot.snapshot()?).await?;
+                let (image, name) = protect.open(cluster).await?;
                 let namespace = SnapshotNamespace::User;
                 maintained(image, Maintenance::SnapUnprotect { namespace, name }).await
             }
@@ -231,6 +234,14 @@ async fn by_id_or_name(cluster: &Cluster, spec: Spec, image_id: Option<&str>) ->
             Image::open_by_id(&pool, id, &OpenOptions::default()).await
         }
         None => Spec { snap: None, ..spec }.with_image()?.open(cluster, false).await,
+    }
+}
+
+impl Protect {
+    async fn open(&self, cluster: &Cluster) -> Result<(Image, String)> {
+        let mut spec = self.snapshot.spec()?.with_snap()?;
+        let name = spec.snap.take().unwrap_or_default();
+        Ok((by_id_or_name(cluster, spec, self.image_id.as_deref()).await?, name))
     }
 }
 

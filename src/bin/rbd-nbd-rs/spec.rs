@@ -105,6 +105,18 @@ pub(crate) struct DestArgs {
     dest_snap: Option<String>,
 }
 
+/// Names what is made, by either kind of options.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct NewNameArgs {
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Image name.
+    #[arg(long)]
+    image: Option<String>,
+    #[command(flatten)]
+    dest: DestArgs,
+}
+
 /// What a spec names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spec {
@@ -242,6 +254,20 @@ impl PairArgs {
             return Err(Error::new(Kind::Invalid, "too many arguments"));
         }
         Ok((source.with_image()?, dest))
+    }
+}
+
+impl NewNameArgs {
+    /// What is meant. Its image's name may be missing.
+    pub(crate) fn spec(&self, text: Option<&str>) -> Result<Spec> {
+        let dest = &self.dest;
+        let dest = DestArgs {
+            dest_pool: dest.dest_pool.clone().or_else(|| self.parts.pool.clone()),
+            dest_namespace: dest.dest_namespace.clone().or_else(|| self.parts.namespace.clone()),
+            dest: dest.dest.clone().or_else(|| self.image.clone()),
+            dest_snap: dest.dest_snap.clone(),
+        };
+        dest.spec(text)
     }
 }
 

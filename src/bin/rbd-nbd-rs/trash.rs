@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ceph_native::cluster::Cluster;
-use ceph_native::error::{Error, Kind, Result};
+use ceph_native::error::{Context as _, Error, Kind, Result};
 use ceph_native::image::admin::{self, Details, ParentName};
 use clap::Subcommand;
 use proto::rbd::cls::{TrashImage, TrashSource};
@@ -111,7 +111,8 @@ impl Trash {
                 let before = UTime::from(date(&purge.expired_before)?);
                 let progress = Progress::new("Removing images", !purge.no_progress);
                 let mut tell = |done, total| progress.set(done, total);
-                admin::purge_trash(&pool, before, &mut tell).await?;
+                let what = "some expired images could not be removed";
+                admin::purge_trash(&pool, before, &mut tell).await.context(what)?;
                 progress.finish();
                 Ok(())
             }

@@ -108,7 +108,7 @@ fn has_no_snapshots(header: &Header) -> Result<()> {
     if header.snap_context.snaps.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Kind::Os(ENOTEMPTY), "it has snapshots").with_hint(
+    Err(Error::new(Kind::Os(ENOTEMPTY), "image has snapshots").with_hint(
         "remove them first: `snap purge`; hidden ones that clones hang on go with those",
     ))
 }

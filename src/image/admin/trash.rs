@@ -168,7 +168,7 @@ pub async fn remove_from_trash(
     let doing = format!("image {id} in the trash of pool {}", pool.name());
     let image = get(pool, id).await?;
     if wall_clock() < image.deferred_until && !force {
-        let what = format!("{doing} is not to be removed yet");
+        let what = format!("{doing}: Deferment time has not expired");
         return Err(
             Error::new(Kind::PermissionDenied, what).with_hint("--force removes it nevertheless")
         );
