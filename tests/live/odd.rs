@@ -114,6 +114,30 @@ fn what_is_not_built_is_refused_in_one_line() {
         ceph.rbd(&["migration", "abort", "--no-progress", "moved"]);
         ceph.rbd(&["rm", "--no-progress", "moving"]);
 
+        ceph.create_pool("mirrored");
+        ceph.rbd(&["mirror", "pool", "enable", "mirrored", "image"]);
+        ceph.rbd(&["create", "mirrored/image", "--size", "8M"]);
+        ceph.rbd(&["mirror", "image", "enable", "mirrored/image", "snapshot"]);
+        refused(ceph, &["rm", "mirrored/image"], "mirror");
+        ceph.rbd(&["mirror", "image", "demote", "mirrored/image"]);
+        for verb in [
+            &["serve", "mirrored/image", "--listen", "127.0.0.1:0"][..],
+            &["resize", "mirrored/image", "--size", "9M"],
+            &["rm", "mirrored/image"],
+        ] {
+            refused(ceph, verb, "non-primary");
+        }
+        drop(ceph.serve(&["--read-only", "mirrored/image"]));
+
+        ceph.rbd(&["create", "grouped", "--size", "8M"]);
+        ceph.rbd(&["group", "create", "odd-group"]);
+        ceph.rbd(&["group", "image", "add", "odd-group", "grouped"]);
+        for verb in [&["rm", "grouped"][..], &["trash", "mv", "grouped"]] {
+            refused(ceph, verb, "group");
+        }
+        ceph.rbd(&["group", "rm", "odd-group"]);
+        ceph.rbd(&["rm", "--no-progress", "grouped"]);
+
         ceph.rados(&["-p", "rbd", "create", "format-1.rbd"]);
         refused(ceph, &["info", "format-1"], "first format");
         ceph.rados(&["-p", "rbd", "rm", "format-1.rbd"]);
