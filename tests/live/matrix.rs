@@ -10,6 +10,9 @@ use crate::data::{librbd_reads_what_was_written_through_nbd, we_read_what_librbd
 use crate::releases;
 use crate::support::{Ceph, Mode, Options, Release, Store};
 
+/// Beside layering.
+const WITH_MAP: &str = "exclusive-lock,object-map,fast-diff,deep-flatten";
+
 #[test]
 fn data_is_the_same_for_both_sides_on_every_release() {
     say("| Ceph | connections | replicated, 3 | erasure-coded, 2+1 |\n|---|---|---|---|");
@@ -28,7 +31,7 @@ fn row(release: Release, mode: Mode) {
     let version = version.split(' ').nth(2).unwrap();
     let cells = [
         ("replicated", &["--size", "16M"][..]),
-        ("coded", &["--size", "16M", "--data-pool", "coded"]),
+        ("coded", &["--size", "16M", "--data-pool", "coded", "--image-feature", WITH_MAP]),
     ];
     let cells = cells.map(|(name, options)| {
         let begun = Instant::now();
@@ -36,6 +39,8 @@ fn row(release: Release, mode: Mode) {
         we_read_what_librbd_wrote(&ceph, &format!("{name}-by-librbd"), options);
         format!("same, {} s", begun.elapsed().as_secs())
     });
+    ceph.check_object_map("coded-by-us");
+    ceph.check_object_map("coded-by-librbd");
     let mode = format!("{mode:?}").to_lowercase();
     say(&format!("| {version} | {mode} | {} |", cells.join(" | ")));
 }
