@@ -23,6 +23,9 @@ use crate::cluster::Cluster;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// A pool, or one namespace of it. Cheap to clone.
+///
+/// Every future of its methods may be dropped. That takes nothing back that was sent: what it was to do may be done
+/// nevertheless, once at most.
 #[derive(Clone, Debug)]
 pub struct Pool {
     cluster: Cluster,

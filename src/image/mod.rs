@@ -99,6 +99,11 @@ pub struct OpenOptions {
 }
 
 /// An open image. Cheap to clone.
+///
+/// Futures that are dropped: [`Image::open`] and [`Image::refresh`] leave nothing behind. What was submitted to a
+/// [`Queue`] and that is dropped may be done or not. What [`Image::maintain`] began may be done in part; it is finished
+/// by doing it again. [`Image::close`] is to be waited for: without it, the exclusive lock may stay, and who takes it
+/// from a dead owner fences that client off.
 #[derive(Clone)]
 pub struct Image(Arc<Open>);
 
@@ -314,7 +319,7 @@ impl Image {
     }
 
     /// Gives the exclusive lock back and ends the watch on the image, so that others see at once that it is not in use.
-    /// For the last one who uses it: without the watch, changes by others go unnoticed.
+    /// For the last one who uses it: without the watch, changes by others go unnoticed. Not cancel-safe.
     pub async fn close(self) {
         let tasks = self.0.tasks().take();
         if let Some(Tasks { keeper, watcher }) = tasks {
