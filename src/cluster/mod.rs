@@ -42,8 +42,8 @@ pub use crate::net::{Connecting, Stream, Surroundings};
 
 /// A client of a cluster. Cheap to clone; when the last clone is dropped, its connections are closed.
 ///
-/// Every future of its methods may be dropped: [`Cluster::connect`] leaves nothing behind, and a command that was sent may be
-/// run nevertheless.
+/// Every future of its methods may be dropped: [`Cluster::connect`] leaves nothing behind, and a command that was sent
+/// may be run nevertheless.
 #[derive(Clone)]
 pub struct Cluster(Arc<Handle>);
 
