@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::host::{Host, eventually};
 use crate::one_osd;
+use crate::support::run;
 
 #[test]
 fn a_volume_is_cloned_while_it_is_mounted_and_brought_back_to_a_snapshot() {
@@ -137,5 +138,27 @@ fn a_removed_volume_can_be_had_from_the_trash_until_its_time_is_over() {
         let root = host.mount(name, "x");
         assert_eq!(fs::read_to_string(root.join("file")).unwrap(), name);
         host.unmount(name, "x");
+    }
+}
+
+#[test]
+fn a_clone_fills_what_its_origin_did_not_yet() {
+    let host = Host::start(one_osd(), "growing", "");
+    for fstype in ["ext4", "xfs"] {
+        let name = format!("grown-{fstype}");
+        let options = json!({ "size": "512M", "fstype": fstype });
+        host.called("VolumeDriver.Create", &json!({ "Name": name, "Opts": options }));
+        // Not mounted: the image grows, and its file system with the next mount.
+        host.ours(&["resize", &name, "1"]).ok();
+        let clone = format!("{name}-clone");
+        host.ours(&["clone", &name, &clone]).ok();
+        let root = host.mount(&clone, "x");
+        let size = run("df", &["--output=size", "-B1", root.to_str().unwrap()]).ok();
+        let size: u64 = size.lines().nth(1).and_then(|line| line.trim().parse().ok()).unwrap();
+        assert!(size > 700 << 20, "{fstype}: {size}");
+        host.unmount(&clone, "x");
+        for name in [&clone, &name] {
+            host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+        }
     }
 }

@@ -41,6 +41,8 @@ struct Source {
     snap: Option<String>,
     /// Where it is mounted on this host, if it is a volume that is.
     mountpoint: Option<PathBuf>,
+    /// How much of it has a file system, as far as that is known.
+    filled: u64,
 }
 
 impl Volumes {
@@ -187,7 +189,8 @@ impl Volumes {
                     },
                     ..like
                 };
-                found.description.size = parent.size();
+                // What its image has grown by since it was last mounted is filled when the clone is first mounted.
+                found.description.size = source.filled.min(parent.size());
                 found.description.options.size =
                     Some(options.size.unwrap_or_else(|| parent.size()));
                 if options.size.is_some_and(|size| size < parent.size()) {
@@ -262,9 +265,10 @@ impl Volumes {
             if let Some(found) = self.find(base).await? {
                 must_be_cephs(&found)?;
                 must_be_whole(&found)?;
-                let place = found.place;
+                let (place, filled) = (found.place, found.description.size);
                 let (pool, mountpoint) = (self.store.pool(&place).await?, self.path(base));
-                return Ok(Source { pool, image: place.image, snap: snap.clone(), mountpoint });
+                let (image, snap) = (place.image, snap.clone());
+                return Ok(Source { pool, image, snap, mountpoint, filled });
             }
         }
         // Names of images hold no @.
@@ -275,7 +279,7 @@ impl Volumes {
             _ => return Err(Error::new(Kind::NotFound, format!("there is no volume {base}"))),
         };
         let pool = self.store.pool(&place).await?;
-        Ok(Source { pool, image: place.image, snap, mountpoint: None })
+        Ok(Source { pool, image: place.image, snap, mountpoint: None, filled: u64::MAX })
     }
 
     async fn open_image(&self, found: &Found) -> Result<Image> {
