@@ -162,3 +162,36 @@ fn a_clone_fills_what_its_origin_did_not_yet() {
         }
     }
 }
+
+#[test]
+fn snapshots_of_clones_that_were_cut_short_are_in_nobodys_way() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "stale", "");
+    host.called("VolumeDriver.Create", &json!({ "Name": "stale", "Opts": { "size": "128M" } }));
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let (long_ago, just_now) = (
+        format!("ceph-native-clone-of-a.b.{}.1", now - 4000),
+        format!("ceph-native-clone-of-c.{now}.2"),
+    );
+    let taken = |snap: &str| {
+        ceph.rbd(&["snap", "create", "--no-progress", &format!("stale@{snap}")]);
+        // As clones of the first version have it.
+        ceph.rbd(&["snap", "protect", &format!("stale@{snap}")]);
+    };
+    taken(&long_ago);
+    taken(&just_now);
+    ceph.rbd(&["snap", "create", "--no-progress", "stale@kept"]);
+    host.ours(&["clone", "stale", "stale-clone"]).ok();
+    let snaps = ceph.rbd(&["snap", "ls", "stale"]);
+    assert!(!snaps.contains(&long_ago), "{snaps}");
+    assert!(snaps.contains(&just_now) && snaps.contains("kept"), "{snaps}");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "stale-clone" }));
+
+    // Nor do they keep their volume from being removed.
+    ceph.rbd(&["snap", "unprotect", &format!("stale@{just_now}")]);
+    ceph.rbd(&["snap", "rm", "--no-progress", &format!("stale@{just_now}")]);
+    ceph.rbd(&["snap", "rm", "--no-progress", "stale@kept"]);
+    taken(&long_ago);
+    host.called("VolumeDriver.Remove", &json!({ "Name": "stale" }));
+    assert!(!ceph.rbd(&["ls"]).contains("stale"));
+}

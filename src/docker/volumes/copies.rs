@@ -21,6 +21,9 @@ use crate::pool::Pool;
 /// What snapshots are called that were taken to be cloned.
 const FOR_CLONE: &str = "ceph-native-clone-of-";
 
+/// How old one of these is, in seconds, that nobody is about to clone any more: no call takes so long.
+const STALE: u32 = 3600;
+
 /// How often is looked whether a clone is one by now.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -165,6 +168,7 @@ impl Volumes {
         let source = self.source(from).await.context(format!("option from={from}"))?;
         let pool = self.store.pool(&found.place).await?;
         let head = Image::open(&source.pool, &source.image, &OpenOptions::default()).await?;
+        drop_stale(&head).await;
         // One of its own goes with the clone; one that was named stays.
         let now = crate::cluster::wall_clock();
         let own = format!("{FOR_CLONE}{}.{}.{}", image_name(&found.name)?, now.sec, now.nsec);
@@ -345,6 +349,27 @@ async fn drop_snapshot(image: &Image, snap: &str) -> Result<()> {
     }
     let (namespace, name) = (SnapshotNamespace::User, snap.to_owned());
     image.maintain(&Maintenance::SnapRemove { namespace, name }, &mut |_, _| {}).await
+}
+
+/// Removes snapshots that were taken to be cloned and have no clones: making those was cut short, or they went through
+/// the trash. What cannot be removed stays.
+pub(super) async fn drop_stale(image: &Image) {
+    let now = crate::cluster::wall_clock().sec;
+    for snap in image.header().snap_context.snaps.clone() {
+        let Ok(taken) = header::snapshot(image.pool(), image.id(), snap).await else { continue };
+        if taken.namespace == SnapshotNamespace::User
+            && taken_to_clone(&taken.name).is_some_and(|then| now.saturating_sub(then) > STALE)
+            && let Err(error) = drop_snapshot(image, &taken.name).await
+        {
+            tracing::debug!(snapshot = taken.name, %error, "it was taken for a clone");
+        }
+    }
+}
+
+/// When a snapshot was taken to be cloned, if it was.
+fn taken_to_clone(snap: &str) -> Option<u32> {
+    let (_, when) = snap.strip_prefix(FOR_CLONE)?.rsplit_once('.')?.0.rsplit_once('.')?;
+    when.parse().ok()
 }
 
 /// Protects a snapshot, unless it is.

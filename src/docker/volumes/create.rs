@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proto::rbd::Features;
 
-use super::copies::{grow_clone, must_be_clone};
+use super::copies::{drop_stale, grow_clone, must_be_clone};
 use super::{Volumes, now};
 use crate::docker::format;
 use crate::docker::options::{Backend, FsType, VolumeOptions};
@@ -349,6 +349,11 @@ impl Volumes {
             Some(_) => Header::read(&pool, &found.id).await?.parent,
             None => None,
         };
+        // One whose removal was cut short cannot be opened any more.
+        if let Ok(image) = Image::open(&pool, &found.place.image, &OpenOptions::default()).await {
+            drop_stale(&image).await;
+            image.close().await;
+        }
         admin::remove(&pool, &found.place.image, &mut |_, _| {}).await?;
         match link {
             Some(link) => self.forget_parent(found, &link).await,
