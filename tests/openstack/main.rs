@@ -11,6 +11,7 @@ mod dockerd;
 #[allow(dead_code, reason = "the tests of the plugin itself need all of it")]
 #[path = "../docker/host.rs"]
 mod host;
+mod hosts;
 mod kolla;
 mod places;
 mod swarm;

@@ -39,6 +39,10 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// What is kept back of a call's time for cleaning up.
 const RESERVE: Duration = Duration::from_secs(5);
 
+/// After what time a volume that is attached and has no description has been given up by whoever was to write it: calls
+/// take ten minutes at most.
+const ABANDONED: Duration = Duration::from_secs(660);
+
 /// For how long volumes may count as made at the same time: a second, and the difference of the cloud's clocks.
 const SAME_TIME: Duration = Duration::from_secs(3);
 
@@ -49,9 +53,9 @@ impl Volumes {
         name: &str,
         options: &VolumeOptions,
         origin: Option<&Origin>,
+        deadline: Instant,
     ) -> Result<Option<Found>> {
         let cinder = self.clouds.cinder(options.cloud.as_deref(), options.project_id.as_deref())?;
-        let deadline = self.deadline();
         let (volume, fresh) = self.made(&cinder, name, options, origin).await?;
         let id = volume.id.clone();
         let volume = match cinder
@@ -89,7 +93,7 @@ impl Volumes {
         let made = match made {
             Ok(connection) => {
                 steps::done("create: attached");
-                let of = InCinder { image: connection.image, ..of };
+                let of = InCinder { image: connection.image, ..of.clone() };
                 self.describe_in_cinder(name, options, &volume, origin, of, &connection.pool).await
             }
             Err(error) => Err(error),
@@ -97,9 +101,8 @@ impl Volumes {
         let found = match made {
             Ok(found) => found,
             Err(error) if error.kind() == Kind::Busy => {
-                // Another host makes the same one at this moment, or did.
                 self.journal.detach(name)?;
-                sleep(PAUSE).await;
+                self.wait_for_other(&cinder, of, error, deadline).await?;
                 return Ok(None);
             }
             Err(error) => {
@@ -141,6 +144,43 @@ impl Volumes {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits for another host that makes the same volume at this moment, or takes its place if that was long ago.
+    ///
+    /// # Errors
+    /// Why it cannot be attached, if that is another reason, or time is over.
+    async fn wait_for_other(
+        &self,
+        cinder: &Cinder,
+        of: InCinder,
+        refusal: Error,
+        deadline: Instant,
+    ) -> Result<()> {
+        let volume = cinder.volume(&of.volume).await?;
+        let reserved = match of.api {
+            Api::Attachments => cinder.attachments(&of.volume).await?,
+            Api::Actions => Vec::new(),
+        };
+        let foreign = volume.attachments.iter().any(|one| !is_ours(one.device.as_deref()))
+            || reserved.iter().any(|one| one.instance.is_some());
+        if foreign {
+            let what = format!("volume {} in Cinder is this one, but not free", of.volume);
+            return Err(refusal.context(what));
+        }
+        if is_old(volume.updated_at.as_deref()) {
+            tracing::warn!(volume = of.volume, "a host that was making it has vanished");
+            return clear(cinder, &Held::new(of, &self.settings.host, "", "", false), "").await;
+        }
+        if Instant::now() > deadline {
+            let hint = format!(
+                "another host is making it; if it is dead, that is known after {} s",
+                ABANDONED.as_secs()
+            );
+            return Err(refusal.with_hint(hint));
+        }
+        sleep(PAUSE).await;
+        Ok(())
     }
 
     /// The volume in Cinder that has the name: one that an earlier attempt has made, or a new one; whether it is new.
@@ -264,6 +304,20 @@ impl Volumes {
     /// Makes the file system of a volume of Cinder's whose creation was cut short.
     pub(super) async fn finish_in_cinder(&self, found: Found, of: InCinder) -> Result<Found> {
         let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
+        // Whoever was at it had the lock, or is about to wait for it.
+        match self.take(&found).await {
+            Ok(()) => {
+                let cleared = self.clear_all(&cinder, &found, &of).await;
+                self.give_back(&found).await;
+                cleared?;
+            }
+            // It is being made: that is waited for.
+            Err(error) if error.kind() == Kind::Busy => {
+                let found = self.finish_image(found).await?;
+                return Ok(found);
+            }
+            Err(error) => return Err(error),
+        }
         let (mut entry, held) = self.begin(&found.name, of).await?;
         let finished = match self.attach(&cinder, held, &mut entry).await {
             Ok(_) => self.finish_image(found).await,
@@ -460,6 +514,17 @@ impl Volumes {
         let limit = self.settings.work;
         Instant::now() + limit.saturating_sub(RESERVE.min(limit / 5))
     }
+}
+
+/// Whether a time of Cinder's is longer ago than anything takes that is at work on a volume.
+fn is_old(time: Option<&str>) -> bool {
+    // They are in UTC, without saying so.
+    let time = time.and_then(|time| format!("{time}Z").parse::<jiff::Timestamp>().ok());
+    time.is_some_and(|time| {
+        (jiff::Timestamp::now() - time)
+            .total(jiff::Unit::Second)
+            .is_ok_and(|ago| ago > ABANDONED.as_secs_f64())
+    })
 }
 
 /// Takes attachments away that no living plugin has: those of plugins, whose device names this host (or any, if none is

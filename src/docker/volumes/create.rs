@@ -39,6 +39,7 @@ impl Volumes {
         } else {
             given.fit(options.backend.unwrap_or_default())?;
         }
+        let deadline = self.deadline();
         for pause in 0.. {
             if let Some(found) = self.find(name).await? {
                 compatible(&found, &given)?;
@@ -52,7 +53,7 @@ impl Volumes {
                 None => None,
             };
             if options.backend == Some(Backend::Cinder) {
-                match self.create_in_cinder(name, &options, origin.as_ref()).await? {
+                match self.create_in_cinder(name, &options, origin.as_ref(), deadline).await? {
                     Some(found) => return self.journal.learn(&found),
                     None => continue,
                 }

@@ -19,6 +19,8 @@ pub struct Volume {
     pub size: u64,
     /// When it was made, in UTC.
     pub created_at: Option<String>,
+    /// When anything of it changed last, in UTC.
+    pub updated_at: Option<String>,
     /// Its type.
     pub volume_type: Option<String>,
     /// Where it is.

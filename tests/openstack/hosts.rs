@@ -1,0 +1,134 @@
+//! Several hosts at volumes of Cinder's: at once, after one another died, and beside virtual machines.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::host::{Host, eventually};
+use crate::openstack;
+use crate::support::run;
+use crate::volumes::{ALICE, create, only, settings};
+
+fn removed(host: &Host, name: &str) {
+    host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+}
+
+#[test]
+fn hosts_that_make_one_volume_at_once_make_one() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let hosts = ["left", "right"].map(|name| Host::start(cloud.ceph, name, &settings(cloud, "")));
+    for round in 0..3 {
+        let name = format!("both-{round}");
+        std::thread::scope(|scope| {
+            for host in &hosts {
+                let (name, host) = (&name, host);
+                scope.spawn(move || host.called("VolumeDriver.Create", &create(name, &[])));
+            }
+        });
+        let made = only(cloud, ALICE, &name);
+        assert_eq!(made["status"], "available", "{made}");
+        assert_eq!(cloud.ceph.rbd(&["ls", "volumes"]).lines().count(), 1);
+        let root = hosts[round % 2].mount(&name, "1");
+        assert!(root.is_dir());
+        hosts[round % 2].unmount(&name, "1");
+        removed(&hosts[0], &name);
+    }
+}
+
+#[test]
+fn a_host_that_died_while_it_made_a_volume_is_taken_over_from() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let mut dead = Host::start(cloud.ceph, "dead", &settings(cloud, ""));
+    // It makes the volume, and does not come back.
+    let mut dies_at = |step: &str| {
+        dead.kill_plugin();
+        dead.env.insert("CEPH_NATIVE_KILL_AT", step.to_owned());
+        dead.start_plugin();
+        assert_eq!(dead.call("VolumeDriver.Create", &create("v", &[])), "", "{step}");
+    };
+    let host = Host::start(cloud.ceph, "heir", &settings(cloud, ""));
+    let brief = settings(cloud, "").replace("work-seconds = 120", "work-seconds = 12");
+    let hurried = Host::start(cloud.ceph, "hurried", &brief);
+    for step in ["create: attached", "create: described", "create: formatted"] {
+        dies_at(step);
+        let shown = only(cloud, ALICE, "v");
+        assert_ne!(shown["status"], "available", "{step}: {shown}");
+        if step == "create: attached" {
+            // Who is at work and who is dead looks alike, for a while.
+            let error = hurried.refused("VolumeDriver.Create", &create("v", &[]));
+            assert!(error.contains("that is known after 660 s"), "{error}");
+            let database = cloud.ceph.dir().join("openstack/cinder.db").display().to_string();
+            let long_ago = "update volumes set updated_at = datetime('now', '-12 minutes')
+                where display_name = 'v' and not deleted";
+            run("sqlite3", &["-cmd", ".timeout 30000", &database, long_ago]).ok();
+        }
+        host.called("VolumeDriver.Create", &create("v", &[]));
+        let root = host.mount("v", "1");
+        fs::write(root.join("file"), step).unwrap();
+        let shown = only(cloud, ALICE, "v");
+        assert_eq!(shown["attachments"].as_array().map(Vec::len), Some(1), "{step}: {shown}");
+        host.unmount("v", "1");
+        assert_eq!(only(cloud, ALICE, "v")["status"], "available", "{step}");
+        removed(&host, "v");
+    }
+}
+
+#[test]
+fn what_a_virtual_machine_has_is_told_and_left_to_it() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let host = Host::start(cloud.ceph, "beside", &settings(cloud, ""));
+    // Tagged as ours, but a server has it.
+    let metadata = json!({ "ceph-native.volume": "taken" });
+    let volume = json!({ "volume": { "name": "taken", "size": 1, "metadata": metadata } });
+    let made = cloud.ask(ALICE, "POST", "volumes", Some(volume))["volume"]["id"].clone();
+    eventually("it is there", || only(cloud, ALICE, "taken")["status"] == "available");
+    let path = format!("volumes/{}", made.as_str().unwrap());
+    let act = |action: Value| cloud.ask(ALICE, "POST", &format!("{path}/action"), Some(action));
+    act(json!({ "os-reserve": {} }));
+    let server = "11111111-2222-3333-4444-555555555555";
+    act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
+    eventually("a server has it", || only(cloud, ALICE, "taken")["status"] == "in-use");
+    let begun = Instant::now();
+    let error = host.refused("VolumeDriver.Create", &create("taken", &[]));
+    assert!(error.contains(&format!("attached to server {server} as /dev/vdb")), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    let shown = only(cloud, ALICE, "taken");
+    assert_eq!(shown["attachments"][0]["server_id"], server, "{shown}");
+    act(json!({ "os-detach": {} }));
+    eventually("it is free again", || only(cloud, ALICE, "taken")["status"] == "available");
+    cloud.ask(ALICE, "DELETE", &path, None);
+    eventually("it is gone", || cloud.volumes(ALICE, "taken").is_empty());
+}
+
+#[test]
+fn a_type_for_several_hosts_is_read_only_unless_asked_otherwise() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let hosts = ["one", "two"].map(|name| Host::start(cloud.ceph, name, &settings(cloud, "")));
+    hosts[0].called("VolumeDriver.Create", &create("many", &[("volume-type", "multi")]));
+    let warned = hosts[0].log();
+    assert!(warned.contains("read-only unless read-only=false is given"), "{warned}");
+    for host in &hosts {
+        let root = host.mount("many", "1");
+        let error = fs::write(root.join("file"), "x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(30), "{error}");
+    }
+    let shown = only(cloud, ALICE, "many");
+    assert_eq!(shown["attachments"].as_array().map(Vec::len), Some(2), "{shown}");
+    for host in &hosts {
+        host.unmount("many", "1");
+    }
+    eventually("it is free", || only(cloud, ALICE, "many")["status"] == "available");
+    removed(&hosts[0], "many");
+
+    // Written by one host at a time, then: what Cinder allows, the lock in Ceph does not.
+    let options = [("volume-type", "multi"), ("read-only", "false")];
+    hosts[0].called("VolumeDriver.Create", &create("one", &options));
+    let root = hosts[0].mount("one", "1");
+    fs::write(root.join("file"), "x").unwrap();
+    let error = hosts[1].refused("VolumeDriver.Mount", &json!({ "Name": "one", "ID": "1" }));
+    assert!(error.contains("mounted on host one"), "{error}");
+    assert_eq!(only(cloud, ALICE, "one")["attachments"].as_array().map(Vec::len), Some(1));
+    hosts[0].unmount("one", "1");
+    removed(&hosts[1], "one");
+}
