@@ -163,6 +163,11 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
         child.wait().unwrap();
     }
 
+    /// Has a service stop, or go on.
+    pub(crate) fn signal_service(&self, name: &str, signal: &str) {
+        crate::host::signal(signal, self.running.lock().unwrap()[name].id());
+    }
+
     fn log(&self, name: &str) -> String {
         let log = self.ceph.dir().join("openstack").join(name).with_extension("log");
         let text = fs::read_to_string(log).unwrap_or_default();

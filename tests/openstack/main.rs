@@ -8,6 +8,7 @@ mod support;
 mod cloud;
 mod crashes;
 mod dockerd;
+mod faults;
 #[allow(dead_code, reason = "the tests of the plugin itself need all of it")]
 #[path = "../docker/host.rs"]
 mod host;
