@@ -69,6 +69,11 @@ fn block_devices_of_the_kernel() {
 
 fn file_system(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "bytes"]);
+    // Several at once, of which each finds that the module has to be loaded.
+    guest.ok("[ ! -e /sys/module/nbd ] || modprobe -r nbd
+         for i in $(seq 6); do rbd-nbd-rs map bytes --read-only --cookie $i > /tmp/$i & done; wait
+         [ $(cat /tmp/[1-6] | sort -u | grep -c /dev/nbd) = 6 ]
+         for i in $(seq 6); do rbd-nbd-rs unmap --cookie $i; done");
     let out = guest.ok("rbd-nbd-rs map bytes --show-cookie --cookie 'abc de' --num-connections 2");
     assert_eq!(out, "/dev/nbd0 abc de\n");
     let list = guest.ok("rbd-nbd-rs list-mapped --format json");

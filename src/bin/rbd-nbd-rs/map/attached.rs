@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use ceph_native::attach::ImageDevice;
@@ -36,6 +36,9 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 /// How often and for how long new sockets are offered to a device whose old ones the kernel has not missed yet.
 const OFFER_PAUSE: Duration = Duration::from_millis(20);
 const OFFER: Duration = Duration::from_secs(20);
+
+/// How long the kernel's NBD client may take from being seen to being ready.
+const LOADING: Duration = Duration::from_secs(2);
 
 /// How a device is to be made.
 #[derive(Clone, Debug)]
@@ -164,6 +167,7 @@ impl std::fmt::Debug for Nbd {
 
 impl Nbd {
     fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        load_nbd();
         let mut netlink = netlink()?;
         let index = wanted.device.as_deref().map(nbd_index).transpose()?;
         let geometry = image.geometry();
@@ -380,7 +384,7 @@ impl Fuse {
 
 /// Which ways there are on this host: the better one first.
 pub(crate) fn choose() -> Result<DeviceType> {
-    if sysfs::has_nbd() || load_nbd() {
+    if load_nbd() {
         return Ok(DeviceType::Nbd);
     }
     if fuse::is_available() && loop_device::is_available() {
@@ -390,11 +394,24 @@ pub(crate) fn choose() -> Result<DeviceType> {
         .with_hint("`modprobe nbd` loads the module where the kernel comes with it"))
 }
 
-/// Loads the kernel's NBD client, where there is one to load.
+/// Whether the kernel's NBD client is there, loaded now if need be.
 fn load_nbd() -> bool {
-    let mut modprobe = std::process::Command::new("modprobe");
-    let loaded = modprobe.arg("nbd").stderr(std::process::Stdio::null()).status();
-    loaded.is_ok_and(|status| status.success()) && sysfs::has_nbd()
+    if !sysfs::has_nbd() {
+        // One after the other: of several that load it at once, one is told that it is done, and the others that it
+        // could not be, before it is.
+        let turn = File::open("/sys/module").and_then(|turn| turn.lock().map(|()| turn));
+        if !sysfs::has_nbd() {
+            let mut modprobe = std::process::Command::new("modprobe");
+            let _ = modprobe.arg("nbd").stderr(std::process::Stdio::null()).status();
+        }
+        drop(turn);
+    }
+    // It is seen before it is ready.
+    let deadline = Instant::now() + LOADING;
+    while sysfs::has_nbd() && Netlink::open().is_err() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    sysfs::has_nbd()
 }
 
 fn netlink() -> Result<Netlink> {
