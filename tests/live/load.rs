@@ -79,6 +79,9 @@ fn fio(ceph: &Ceph, uri: &str, round: u32) {
     ];
     // A busy machine takes longer, and may.
     let ran = ceph.run_for("fio", &args, 300);
+    if ran.code != 0 {
+        eprintln!("{}", ceph.condition());
+    }
     let message = ran.to_string();
     let report = fio_report(&ran.ok());
     let job = &report["jobs"][0];

@@ -327,6 +327,24 @@ impl Ceph {
         self.kill_mon(i);
     }
 
+    /// How the cluster is, for whoever has to find out why a test on it failed: its groups, and what its OSDs are at.
+    pub(crate) fn condition(&self) -> String {
+        let ask = |args: &[&str]| self.run_for("ceph", args, 20).to_string();
+        let mut all =
+            vec![ask(&["status"]), ask(&["osd", "dump"]), ask(&["pg", "dump", "pgs_brief"])];
+        for i in 0..self.options.osds {
+            let name = format!("osd.{i}");
+            all.push(ask(&["daemon", &name, "status"]));
+            all.push(ask(&["daemon", &name, "dump_ops_in_flight"]));
+            let log =
+                fs::read_to_string(self.dir.join(format!("log/{name}.log"))).unwrap_or_default();
+            let mut last: Vec<_> = log.lines().rev().take(60).collect();
+            last.reverse();
+            all.push(format!("--- the last of {name}'s log\n{}", last.join("\n")));
+        }
+        all.join("\n")
+    }
+
     /// Has programs that start from now on find the monitors here.
     pub(crate) fn name_mons(&self, addrs: &[&str]) {
         let addrs: Vec<_> = addrs.iter().map(|addr| format!("[v2:{addr}]")).collect();
