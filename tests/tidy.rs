@@ -304,19 +304,34 @@ fn dependencies_are_decided_permissive_and_free_of_c() {
     report(wrong);
 }
 
+/// `tests/run` names the release builds; without them it is this program, built the same way, that is looked at.
 #[test]
 fn programs_need_no_shared_library() {
-    let program = std::env::var("RBD_NBD_RS")
-        .map_or_else(|_| std::env::current_exe().unwrap(), PathBuf::from);
-    let elf = fs::read(&program).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-    let word = |at: usize, size: usize| {
-        elf[at..at + size].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte))
-    };
-    // 64-bit ELF: the program headers are at the offset in byte 32, of 56 bytes each, their number in byte 56. Type 3
-    // is PT_INTERP, the path of the dynamic loader.
-    let (table, size, count) = (word(32, 8), word(54, 2), word(56, 2));
-    let dynamic = (0..count).any(|i| word(table + i * size, 4) == 3);
-    assert!(!dynamic, "{} is not statically linked: see .cargo/config.toml", program.display());
+    let named = ["RBD_NBD_RS", "CEPH_NATIVE"].iter().filter_map(std::env::var_os);
+    let mut programs: Vec<_> = named.map(PathBuf::from).collect();
+    if programs.is_empty() {
+        programs.push(std::env::current_exe().unwrap());
+    }
+    for program in programs {
+        let elf = fs::read(&program).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let word = |at: usize, size: usize| {
+            elf[at..at + size].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte))
+        };
+        // 64-bit ELF: the program headers are at the offset in byte 32, of 56 bytes each, their number in byte 56. Type
+        // 3 is PT_INTERP, the path of the dynamic loader.
+        let (table, size, count) = (word(32, 8), word(54, 2), word(56, 2));
+        let dynamic = (0..count).any(|i| word(table + i * size, 4) == 3);
+        assert!(!dynamic, "{} is not statically linked: see .cargo/config.toml", program.display());
+    }
+}
+
+/// The plugin is to be below 12 MB. `tests/run` names the release build; a debug build has no size to speak of.
+#[test]
+fn the_plugin_is_small() {
+    if let Some(program) = std::env::var_os("CEPH_NATIVE") {
+        let size = fs::metadata(&program).unwrap().len();
+        assert!(size < 12_000_000, "{} has {size} bytes", program.display());
+    }
 }
 
 /// Whether an SPDX expression leaves a choice that consists of allowed licences alone. Parentheses only ever group

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use devcluster::{ConnectionMode, DevCluster, Options, PoolOptions};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 /// A whole small RADOS cluster in one process, for trying things out. Real Ceph clients can use it.
 #[derive(Parser)]
@@ -44,11 +46,10 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
-        .with_writer(io::stderr)
-        .init();
+    let asked = std::env::var("RUST_LOG").ok().and_then(|asked| asked.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     let arguments = Arguments::parse();
     let mut options = Options {
         osds: arguments.osds.max(1),

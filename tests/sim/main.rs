@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use proto::rbd::layout::Layout;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use bugs::Bug;
 use clients::{Context, ORDER, Plan, SECTORS, live};
@@ -213,12 +214,10 @@ fn replay() {
     let Some(seed) = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()) else {
         return;
     };
-    let filter = EnvFilter::from_default_env();
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .without_time()
-        .with_ansi(false)
-        .try_init();
+    let filter = std::env::var("RUST_LOG").unwrap_or_default().parse::<Targets>();
+    let lines = tracing_subscriber::fmt::layer().without_time().with_ansi(false);
+    let lines = lines.with_filter(filter.unwrap_or_default());
+    let _ = tracing_subscriber::registry().with(lines).try_init();
     let name = std::env::var("SIM_BUG").unwrap_or_default();
     let bug = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
     let story = simulate(seed, bug, true);

@@ -169,13 +169,20 @@ fn run(cli: Cli) -> Result<()> {
     done
 }
 
+/// What `RUST_LOG` asks for: levels by target, as in `warn,ceph_native::cluster=debug`.
 fn log_to_stderr() {
-    use std::io::{IsTerminal as _, stderr};
+    use std::io::IsTerminal as _;
 
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::prelude::*;
 
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,ceph_native::docker=info"));
-    let colours = stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(stderr).init();
+    let asked = std::env::var("RUST_LOG").ok().and_then(|asked| asked.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| {
+        let warnings = Targets::new().with_default(LevelFilter::WARN);
+        warnings.with_target("ceph_native::docker", LevelFilter::INFO)
+    });
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
