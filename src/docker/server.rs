@@ -33,7 +33,7 @@ use crate::error::{Error, Kind, Result};
 /// The largest request that is read. Docker's are below a kilobyte.
 const MAX_REQUEST: usize = 64 << 10;
 
-/// How many connections are served at a time; more wait.
+/// How many connections of a socket are served at a time; more wait, but nobody of another socket does.
 const MAX_CONNECTIONS: usize = 256;
 
 /// How long a client may take to send its request's head.
@@ -58,7 +58,6 @@ pub enum Listener {
 pub struct Server {
     volumes: Arc<Volumes>,
     metrics: Metrics,
-    connections: Arc<Semaphore>,
 }
 
 impl Listener {
@@ -126,14 +125,14 @@ impl Listener {
 impl Server {
     /// A server of these volumes.
     pub fn new(volumes: Arc<Volumes>) -> Arc<Self> {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Arc::new(Self { volumes, metrics: Metrics::default(), connections })
+        Arc::new(Self { volumes, metrics: Metrics::default() })
     }
 
     /// Serves a socket for ever.
     pub async fn serve(self: Arc<Self>, listener: Listener) {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
             let accepted = match &listener {
                 Listener::Unix(listener) => {
                     listener.accept().await.map(|(stream, _)| self.clone().spawn(stream, permit))

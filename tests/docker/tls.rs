@@ -97,4 +97,11 @@ fn over_tcp_only_who_has_a_certificate_is_heard() {
     // Whoever says nothing keeps nobody else waiting.
     let _silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     assert!(call(Some("docker"), "https").ok().contains("VolumeDriver"));
+    // Not even if there are more of them than are served at a time: at the Unix socket, nobody waits for those.
+    let connect = |_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let _crowd: Vec<_> = (0..300).map(connect).collect();
+    for _ in 0..3 {
+        let told = host.http(&["-m", "20", "-X", "POST"], "Plugin.Activate");
+        assert!(told.contains("VolumeDriver"), "{told}");
+    }
 }
