@@ -1,9 +1,14 @@
 //! Everything that can end beneath a container, ends: the plugin, dockerd, the host.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use crate::host::{DRIVER, Host, eventually, signal};
+use serde_json::json;
+
+use crate::host::{DRIVER, Host, eventually, program, signal};
 use crate::one_osd;
+use crate::support::run;
 
 /// Writes a line and syncs it, for ever.
 const WRITE: &str = "while true; do echo x >> /v/log; sync -d /v/log; sleep 0.1; done";
@@ -116,4 +121,42 @@ fn a_host_that_starts_anew_finds_everything() {
     host.docker(&["rm", "-f", &writer]);
     eventually("nobody uses it", || host.mounts().is_empty() && host.mappings().is_empty());
     host.docker(&["volume", "rm", "anew"]);
+}
+
+#[test]
+fn what_somebody_unmounted_is_mounted_again_only_if_its_device_is_known_to_be_its_own() {
+    let mut host = Host::bare(one_osd(), "again", "");
+    let (mapper, mute) = (host.dir.join("mapper"), host.dir.join("mute"));
+    let script = format!(
+        "#!/bin/sh\nif [ $1 = list-mapped ] && [ -e {} ]; then echo 'told nothing' >&2; exit 5; fi\nexec {} \"$@\"\n",
+        mute.display(),
+        Path::new(&program()).with_file_name("rbd-nbd-rs").display()
+    );
+    fs::write(&mapper, script).unwrap();
+    fs::set_permissions(&mapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = host.dir.join("settings.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, format!("mapper = [{mapper:?}]\n{text}")).unwrap();
+    host.start_plugin();
+    host.called("VolumeDriver.Create", &json!({ "Name": "again", "Opts": { "size": "128M" } }));
+    let root = host.mount("again", "x");
+    fs::write(root.join("file"), "kept").unwrap();
+
+    // As a container has it.
+    let elsewhere = host.dir.join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let [from, to] = [&root, &elsewhere].map(|path| path.to_str().unwrap());
+    run("mount", &["--bind", from, to]).ok();
+    fs::write(&mute, "").unwrap();
+    run("umount", &[from]).ok();
+    let error = host.refused("VolumeDriver.Mount", &json!({ "Name": "again", "ID": "y" }));
+    assert!(error.contains("told nothing"), "{error}");
+    assert_eq!((host.mounts().len(), host.mappings().len()), (0, 1), "{}", host.log());
+    fs::remove_file(&mute).unwrap();
+    host.mount("again", "y");
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "kept");
+    run("umount", &[to]).ok();
+    host.unmount("again", "x");
+    host.unmount("again", "y");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "again" }));
 }

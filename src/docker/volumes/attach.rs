@@ -206,7 +206,11 @@ impl Volumes {
         let looked_for = device.clone();
         let anywhere = tokio::task::spawn_blocking(move || fs::mounted_anywhere(&looked_for));
         let of_now = attached.boot == self.boot && !attached.users.is_empty();
-        if !of_now || !anywhere.await.unwrap_or(false) || !self.is_mapped(attached).await {
+        if !of_now || !anywhere.await.unwrap_or(false) {
+            return Ok(false);
+        }
+        // The device may be another image's by now: what cannot be told is not mounted.
+        if self.mapper.device(&attached.image).await? != attached.device {
             return Ok(false);
         }
         tracing::warn!(volume = attached.name, "unmounted by somebody, and in use: mounting again");
