@@ -14,6 +14,9 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::openstack::Cloud;
 use crate::openstack::cinder::Api;
 
+/// What has to be remembered is there when nobody says otherwise; a managed plugin has nothing else that stays.
+const STATE: &str = "/var/lib/ceph-native";
+
 /// Where the file is when nobody says otherwise.
 pub const FILE: &str = "/etc/ceph-native/ceph-native.toml";
 
@@ -120,9 +123,21 @@ impl Settings {
     /// # Errors
     /// [`Kind::Invalid`], with the line.
     pub fn parse(text: &str) -> Result<Self> {
+        Self::parse_in(text, std::env::var_os(on_host::HOST).is_some())
+    }
+
+    fn parse_in(text: &str, managed: bool) -> Result<Self> {
         let file: File = toml::from_str(text)
             .map_err(|error| Error::new(Kind::Invalid, error.to_string().trim_end().to_owned()))?;
-        let state = file.state.unwrap_or_else(|| "/var/lib/ceph-native".into());
+        let state = file.state.unwrap_or_else(|| STATE.into());
+        let mounts = file.mounts.unwrap_or_else(|| state.join("mounts"));
+        for (name, path) in [("state", &state), ("mounts", &mounts)] {
+            if managed && !path.starts_with(STATE) {
+                let what = format!("{name}: {} ends with the plugin's container", path.display());
+                let hint = format!("a managed plugin's is in {STATE}");
+                return Err(Error::new(Kind::Invalid, what).with_hint(hint));
+            }
+        }
         let text = |(name, value): (&String, &toml::Value)| match value {
             toml::Value::String(text) => Ok((name.clone(), text.clone())),
             toml::Value::Integer(number) => Ok((name.clone(), number.to_string())),
@@ -141,10 +156,10 @@ impl Settings {
                 .listen
                 .unwrap_or_else(|| vec!["/run/docker/plugins/ceph-native.sock".to_owned()]),
             tls: file.tls,
-            mounts: file.mounts.unwrap_or_else(|| state.join("mounts")),
+            mounts,
             state,
             host: file.host.unwrap_or_else(|| Process.hostname()),
-            mapper: file.mapper.filter(|words| !words.is_empty()).unwrap_or_else(mapper),
+            mapper: mapper(file.mapper.unwrap_or_default(), managed),
             fence: file.fence,
             answer: Duration::from_millis(file.answer_ms.unwrap_or(700).clamp(50, 10_000)),
             work: Duration::from_secs(file.work_seconds.unwrap_or(60).clamp(1, 600)),
@@ -185,19 +200,20 @@ fn own_cloud(own: serde_json::Map<String, serde_json::Value>) -> Result<Cloud> {
     Cloud::parse("[cinder]", &own.into())
 }
 
-/// `rbd-nbd-rs` beside this program, or in the search path; a managed plugin has it run outside of its container.
-fn mapper() -> Vec<String> {
+/// What was named, or `rbd-nbd-rs` beside this program, or in the search path; a managed plugin has it run outside of
+/// its container, whatever it is.
+fn mapper(mut words: Vec<String>, managed: bool) -> Vec<String> {
     const NAME: &str = "rbd-nbd-rs";
 
     let own = std::env::current_exe().ok();
-    let beside = own.as_ref().map(|own| own.with_file_name(NAME)).filter(|path| path.exists());
-    let program = beside.map_or_else(|| NAME.to_owned(), |path| path.display().to_string());
-    match own {
-        Some(own) if std::env::var_os(on_host::HOST).is_some() => {
-            vec![own.display().to_string(), on_host::VERB.to_owned(), program]
-        }
-        _ => vec![program],
+    if words.is_empty() {
+        let beside = own.as_ref().map(|own| own.with_file_name(NAME)).filter(|path| path.exists());
+        words.push(beside.map_or_else(|| NAME.to_owned(), |path| path.display().to_string()));
     }
+    if let Some(own) = own.filter(|_| managed) {
+        words.splice(..0, [own.display().to_string(), on_host::VERB.to_owned()]);
+    }
+    words
 }
 
 /// The options as Ceph's programs take them on their command line.
@@ -245,6 +261,19 @@ mod tests {
         assert_eq!(cloud.auth_url, "https://keystone.example:5000/v3");
         assert!(!format!("{settings:?}").contains("not told"));
         assert_eq!(settings.ceph.name.as_deref(), Some("client.docker"));
+    }
+
+    #[test]
+    fn what_a_managed_plugin_maps_and_remembers_outlives_it() {
+        let own = std::env::current_exe().unwrap().display().to_string();
+        let mapper = |text: &str| Settings::parse_in(text, true).unwrap().mapper;
+        assert_eq!(mapper("")[..2], [own.as_str(), "on-host"]);
+        assert_eq!(mapper("mapper = ['/m', 'x']"), [own.as_str(), "on-host", "/m", "x"]);
+        for text in ["state = '/elsewhere'", "mounts = '/var/lib/ceph-natives'"] {
+            let error = Settings::parse_in(text, true).unwrap_err().to_string();
+            assert!(error.contains("is in /var/lib/ceph-native"), "{error}");
+            assert!(Settings::parse_in(text, false).is_ok());
+        }
     }
 
     #[test]
