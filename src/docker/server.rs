@@ -17,6 +17,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::AddressFamily;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -104,8 +105,12 @@ impl Listener {
     /// A listening Unix socket that was handed over.
     ///
     /// # Errors
-    /// If it is no such thing.
+    /// If it is no such thing: others could reach it, without TLS.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        if rustix::net::sockopt::socket_domain(&fd) != Ok(AddressFamily::UNIX) {
+            let what = "the socket that was handed over is no Unix socket";
+            return Err(Error::new(Kind::Invalid, what).with_hint("say tcp:// in the settings"));
+        }
         let listener = std::os::unix::net::UnixListener::from(fd);
         let made = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         made.map(Self::Unix).map_err(|error| {

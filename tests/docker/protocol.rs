@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
@@ -92,8 +93,12 @@ fn a_socket_can_be_handed_over_by_systemd() {
     early.write_all(request.as_bytes()).unwrap();
 
     let settings = host.dir.join("handed-over.toml");
-    let text =
-        format!("state = {:?}\n[ceph]\nconf = {:?}\n", host.dir.join("s4"), one_osd().conf());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "listen = [\"/nowhere/s\", \"tcp://{free}\"]\nstate = {:?}\n[ceph]\nconf = {:?}\n",
+        host.dir.join("s4"),
+        one_osd().conf()
+    );
     fs::write(&settings, text).unwrap();
     let line = format!(
         "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$; exec {} --settings {} plugin",
@@ -101,12 +106,25 @@ fn a_socket_can_be_handed_over_by_systemd() {
         program(),
         settings.display()
     );
-    let stdin = std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
-    assert!(stdin.as_raw_fd() > 2);
-    let mut child = Command::new("bash").args(["-c", &line]).stdin(stdin).spawn().unwrap();
-    one_osd().reap(child.id());
+    let start = |socket: OwnedFd| {
+        assert!(socket.as_raw_fd() > 2);
+        let child = Command::new("bash").args(["-c", &line]).stdin(socket).spawn().unwrap();
+        one_osd().reap(child.id());
+        child
+    };
+    // Others could reach one of another kind.
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut refused = start(tcp.into());
+    eventually("it is refused", || refused.try_wait().unwrap().is_some_and(|code| !code.success()));
+    let mut child = start(listener.try_clone().unwrap().into());
     let mut answer = String::new();
     early.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("VolumeDriver"), "{answer}");
+    // Who comes by TCP is heard as well.
+    let mut by_tcp = TcpStream::connect(free).unwrap();
+    by_tcp.write_all(request.as_bytes()).unwrap();
+    answer.clear();
+    by_tcp.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("VolumeDriver"), "{answer}");
     crate::host::signal("TERM", child.id());
     eventually("it ends", || child.try_wait().unwrap().is_some());

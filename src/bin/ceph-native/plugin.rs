@@ -18,10 +18,11 @@ pub(crate) async fn run(settings: Settings) -> Result<()> {
     let bind = |text: &String| Listener::bind(text, tls.as_ref());
     let handed_over = activation::sockets();
     let own = handed_over.is_empty();
-    let listeners: Vec<_> = match own {
-        true => settings.listen.iter().map(bind).collect::<Result<_>>()?,
-        false => handed_over.into_iter().map(Listener::from_fd).collect::<Result<_>>()?,
-    };
+    let mut listeners: Vec<_> =
+        handed_over.into_iter().map(Listener::from_fd).collect::<Result<_>>()?;
+    // Unix sockets are systemd's, if any is; TCP, which may want TLS, never is.
+    let ours = settings.listen.iter().filter(|text| own || text.starts_with("tcp://"));
+    listeners.extend(ours.map(bind).collect::<Result<Vec<_>>>()?);
     let files: Vec<_> = listeners.iter().filter_map(Listener::path).collect();
 
     let volumes = Volumes::open(settings)?;
