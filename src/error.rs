@@ -121,6 +121,13 @@ impl Error {
         self
     }
 
+    /// Adds what may be done about it, or why it may be, unless something better is known already.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl FnOnce() -> String) -> Self {
+        self.hint.get_or_insert_with(hint);
+        self
+    }
+
     /// Says what was being done when it happened.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {

@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::LATE;
 use crate::error::{Error, Kind, Result};
 
 /// The longest reason that is passed on.
@@ -66,7 +67,8 @@ impl Answer {
             _ => Kind::Os(5),
         };
         let reason = reason(&self.body).unwrap_or_else(|| "without a word why".to_owned());
-        Error::new(kind, format!("{}: {} {reason}", self.what, self.status))
+        let error = Error::new(kind, format!("{}: {} {reason}", self.what, self.status));
+        if kind == Kind::Unreachable { error.with_hint(LATE) } else { error }
     }
 
     /// Whether it is a quota that is used up. 413 is also a request that is too large.
@@ -118,7 +120,7 @@ mod tests {
                 503,
                 r#"{"message": "down.<br /><br />\nlater", "code": "503 X"}"#,
                 Kind::Unreachable,
-                "down. later",
+                "down. later (OpenStack does not answer, or not in time)",
             ),
             (400, r#"{"badRequest": {"message": "bad\nTraceback"}}"#, Kind::Invalid, "bad"),
             (413, r#"{"overLimit": {"message": "full"}}"#, Kind::Full, "full"),

@@ -8,6 +8,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Certificate, Client, Method, Url, redirect};
 use serde_json::Value;
 
+use super::LATE;
 use super::answer::Answer;
 use super::clouds::Cloud;
 use super::secret::Secret;
@@ -121,10 +122,13 @@ impl Http {
         // Its own text has the address, and that may have a name and a password.
         let error = error.without_url();
         match (error.is_connect(), error.is_timeout()) {
-            (true, _) => Error::new(Kind::Unreachable, format!("{what}: {}", innermost(&error))),
+            (true, _) => {
+                let what = format!("{what}: {}", innermost(&error));
+                Error::new(Kind::Unreachable, what).with_hint(LATE)
+            }
             (_, true) => {
                 let what = format!("{what}: no answer within {:?}", self.timeout);
-                Error::new(Kind::TimedOut, what)
+                Error::new(Kind::TimedOut, what).with_hint(LATE)
             }
             _ => Error::new(Kind::Closed, format!("{what}: {}", innermost(&error))),
         }

@@ -16,6 +16,9 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+/// Said of what is late, or cannot be reached, so that nobody takes it for the Ceph cluster.
+const LATE: &str = "OpenStack does not answer, or not in time";
+
 pub use self::cinder::Cinder;
 pub use self::clouds::{Auth, Cloud, Interface, Named};
 pub use self::secret::Secret;

@@ -448,6 +448,9 @@ async fn servers_that_misbehave_give_errors_in_time() {
     let error = nobody.project().await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable);
     assert!(error.to_string().starts_with("Keystone, cloud test"), "{error}");
+    // What it says is kept where the plugin would say that the cluster does not answer.
+    let said = error.or_hint(|| "the cluster".to_owned()).to_string();
+    assert!(said.ends_with("(OpenStack does not answer, or not in time)"), "{said}");
 }
 
 #[tokio::test]

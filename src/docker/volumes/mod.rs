@@ -174,11 +174,12 @@ impl Volumes {
             Ok(_) => tracing::info!(volume = name, "{doing}: done"),
             Err(error) => tracing::warn!(volume = name, %error, "{doing}: failed"),
         }
-        done.map_err(|error| match error.kind() {
-            Kind::TimedOut | Kind::Unreachable => {
-                error.context(format!("{doing} volume {name}")).with_hint(self.state_of_cluster())
+        done.map_err(|error| error.context(format!("{doing} volume {name}"))).map_err(|error| {
+            match error.kind() {
+                // OpenStack's say what they wait for.
+                Kind::TimedOut | Kind::Unreachable => error.or_hint(|| self.state_of_cluster()),
+                _ => error,
             }
-            _ => error.context(format!("{doing} volume {name}")),
         })
     }
 

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Cinder, Volume, model, version};
 use crate::error::{Error, Kind, Result};
+use crate::openstack::LATE;
 
 /// How long between two looks, at first and at last.
 const FIRST: Duration = Duration::from_millis(100);
@@ -33,7 +34,7 @@ impl Cinder {
             }
             if Instant::now() + pause > deadline {
                 let what = format!("volume {id} is still {}", volume.status);
-                return Err(Error::new(Kind::TimedOut, what));
+                return Err(Error::new(Kind::TimedOut, what).with_hint(LATE));
             }
             sleep(pause).await;
             pause = (pause * 3 / 2).min(LAST);
@@ -67,7 +68,8 @@ impl Cinder {
                 }
             }
             if Instant::now() + pause > deadline {
-                return Err(Error::new(Kind::TimedOut, format!("volume {id} is still deleting")));
+                let what = format!("volume {id} is still deleting");
+                return Err(Error::new(Kind::TimedOut, what).with_hint(LATE));
             }
             sleep(pause).await;
             pause = (pause * 3 / 2).min(LAST);
@@ -91,7 +93,7 @@ impl Cinder {
                 }
                 status if Instant::now() + pause > deadline => {
                     let what = format!("snapshot {id} is still {status}");
-                    return Err(Error::new(Kind::TimedOut, what));
+                    return Err(Error::new(Kind::TimedOut, what).with_hint(LATE));
                 }
                 _ => {}
             }
@@ -121,7 +123,7 @@ impl Cinder {
             }
             if Instant::now() + pause > deadline {
                 let what = format!("snapshot {id} is still deleting");
-                return Err(Error::new(Kind::TimedOut, what));
+                return Err(Error::new(Kind::TimedOut, what).with_hint(LATE));
             }
             sleep(pause).await;
             pause = (pause * 3 / 2).min(LAST);
