@@ -251,7 +251,17 @@ impl Store {
                     volumes.extend(joined(looking.join_next().await)?);
                 }
                 let pool = pool.clone();
-                looking.spawn(async move { look(&pool, image, id).await });
+                looking.spawn(async move {
+                    match look(&pool, image, id).await {
+                        // A namespace or image that is not for us.
+                        Err(error) if error.kind() == Kind::PermissionDenied => Ok(None),
+                        Err(error) if error.kind() == Kind::Corrupt => {
+                            tracing::warn!(%error, "left alone");
+                            Ok(None)
+                        }
+                        volume => volume,
+                    }
+                });
             }
             while let Some(volume) = looking.join_next().await {
                 volumes.extend(joined(Some(volume))?);
@@ -286,7 +296,7 @@ impl Store {
     /// The volume whose image is there; `None` if there is no image, or it is not a volume.
     ///
     /// # Errors
-    /// Whatever keeps it from being looked at.
+    /// [`Kind::Corrupt`] if its description makes no sense; whatever keeps it from being looked at.
     pub async fn find_at(&self, place: &Place) -> Result<Option<Found>> {
         let pool = match self.pool(place).await {
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
@@ -580,17 +590,13 @@ async fn description_of(pool: &Pool, image: &str, id: &str) -> Result<Option<Des
     let text = match pool.call(&names::header(id), &get).await {
         Ok(text) => text,
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-        // A namespace or image that is not for us.
-        Err(error) if error.kind() == Kind::PermissionDenied => return Ok(None),
         Err(error) => return Err(error),
     };
-    match serde_json::from_slice(&text) {
-        Ok(description) => Ok(Some(description)),
-        Err(error) => {
-            tracing::warn!(image, %error, "its description makes no sense: left alone");
-            Ok(None)
-        }
-    }
+    // It may be of a newer version: it is not for us to say that there is none.
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        let what = format!("image {image}: its description as a volume makes no sense");
+        Error::new(Kind::Corrupt, what).with_source(error)
+    })
 }
 
 /// Whether an image is in the trash because its volume was removed with `delete-delay`. Descriptions travel with what

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::cloud::OpenStack;
 use crate::host::{Host, eventually};
 use crate::openstack;
 use crate::support::run;
@@ -12,6 +13,16 @@ use crate::volumes::{ALICE, create, only, settings};
 
 fn removed(host: &Host, name: &str) {
     host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+}
+
+/// Has Cinder say of a volume that nothing of it has changed for long.
+fn make_old(cloud: &OpenStack, name: &str) {
+    let database = cloud.ceph.dir().join("openstack/cinder.db").display().to_string();
+    let long_ago = format!(
+        "update volumes set updated_at = datetime('now', '-12 minutes')
+        where display_name = '{name}' and not deleted"
+    );
+    run("sqlite3", &["-cmd", ".timeout 30000", &database, &long_ago]).ok();
 }
 
 #[test]
@@ -58,10 +69,7 @@ fn a_host_that_died_while_it_made_a_volume_is_taken_over_from() {
             // Who is at work and who is dead looks alike, for a while.
             let error = hurried.refused("VolumeDriver.Create", &create("v", &[]));
             assert!(error.contains("that is known after 660 s"), "{error}");
-            let database = cloud.ceph.dir().join("openstack/cinder.db").display().to_string();
-            let long_ago = "update volumes set updated_at = datetime('now', '-12 minutes')
-                where display_name = 'v' and not deleted";
-            run("sqlite3", &["-cmd", ".timeout 30000", &database, long_ago]).ok();
+            make_old(cloud, "v");
         }
         host.called("VolumeDriver.Create", &create("v", &[]));
         let root = host.mount("v", "1");
@@ -72,6 +80,38 @@ fn a_host_that_died_while_it_made_a_volume_is_taken_over_from() {
         assert_eq!(only(cloud, ALICE, "v")["status"], "available", "{step}");
         removed(&host, "v");
     }
+}
+
+#[test]
+fn what_another_host_has_mounted_for_long_is_left_to_it() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let has = Host::start(cloud.ceph, "has", &settings(cloud, ""));
+    let wants = Host::start(cloud.ceph, "wants", &settings(cloud, ""));
+    has.called("VolumeDriver.Create", &create("kept", &[]));
+    let root = has.mount("kept", "1");
+    let before = only(cloud, ALICE, "kept");
+    // As for a host with another cluster, or with an older version: it does not find it.
+    let image = format!("volumes/volume-{}", before["id"].as_str().unwrap());
+    let meta = |words: &[&str], value: &[&str]| {
+        cloud.ceph.rbd(&[words, &[image.as_str(), "ceph-native.volume"], value].concat())
+    };
+    let description = meta(&["image-meta", "get"], &[]);
+    meta(&["image-meta", "set"], &["{\"state\": \"newer\"}"]);
+    make_old(cloud, "kept");
+    let error = wants.refused("VolumeDriver.Create", &create("kept", &[]));
+    assert!(error.contains("is this one, but not free"), "{error}");
+    let shown = only(cloud, ALICE, "kept");
+    assert_eq!(shown["attachments"], before["attachments"], "{shown}");
+    fs::write(root.join("file"), "written").unwrap();
+
+    // Nor is it described anew once it is free.
+    has.unmount("kept", "1");
+    let error = wants.refused("VolumeDriver.Create", &create("kept", &[]));
+    assert!(error.contains("its description as a volume makes no sense"), "{error}");
+    assert!(meta(&["image-meta", "get"], &[]).contains("newer"));
+    assert_eq!(only(cloud, ALICE, "kept")["status"], "available");
+    meta(&["image-meta", "set"], &[description.trim()]);
+    removed(&has, "kept");
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Volumes {
             Ok(found) => found,
             Err(error) if error.kind() == Kind::Busy => {
                 self.journal.detach(name)?;
-                self.wait_for_other(&cinder, of, error, deadline).await?;
+                self.wait_for_other(&cinder, name, of, error, deadline).await?;
                 return Ok(None);
             }
             Err(error) => {
@@ -153,24 +153,41 @@ impl Volumes {
     async fn wait_for_other(
         &self,
         cinder: &Cinder,
+        name: &str,
         of: InCinder,
         refusal: Error,
         deadline: Instant,
     ) -> Result<()> {
-        let volume = cinder.volume(&of.volume).await?;
+        // What is seen before a volume that nobody has touched for long is as old.
         let reserved = match of.api {
             Api::Attachments => cinder.attachments(&of.volume).await?,
             Api::Actions => Vec::new(),
         };
-        let foreign = volume.attachments.iter().any(|one| !is_ours(one.device.as_deref()))
-            || reserved.iter().any(|one| one.instance.is_some());
-        if foreign {
+        let volume = match cinder.volume(&of.volume).await {
+            Ok(volume) => volume,
+            // Whoever was making it has given up.
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // No creation completes its attachment: whoever is shown to have it uses it, however long it has been so. If
+        // that is another host, which was faster, it has described it before.
+        let used = !volume.attachments.is_empty();
+        if used || reserved.iter().any(|one| one.instance.is_some()) {
+            if used && self.find(name).await?.is_some() {
+                return Ok(());
+            }
             let what = format!("volume {} in Cinder is this one, but not free", of.volume);
             return Err(refusal.context(what));
         }
         if is_old(volume.updated_at.as_deref()) {
             tracing::warn!(volume = of.volume, "a host that was making it has vanished");
-            return clear(cinder, &Held::new(of, &self.settings.host, "", "", false), "").await;
+            let by = Held::new(of.clone(), &self.settings.host, "", "", false).connector();
+            // These alone: another host may be about to take its place as well.
+            let left = reserved.iter().map(|one| Some(one.id.as_str()));
+            for attachment in left.chain((of.api == Api::Actions).then_some(None)) {
+                cinder.detach(of.api, &of.volume, attachment, &by).await?;
+            }
+            return Ok(());
         }
         if Instant::now() > deadline {
             let hint = format!(
@@ -247,6 +264,10 @@ impl Volumes {
     }
 
     /// Writes into a new volume's image what it is.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] if it holds what no creation has put there; [`Kind::Corrupt`] if it says already what it is, in
+    /// words that make no sense here.
     async fn describe_in_cinder(
         &self,
         name: &str,
@@ -297,7 +318,10 @@ impl Volumes {
             description.size = origin.content.min(size);
         }
         let found = Found { name: name.to_owned(), place, id, description };
-        self.store.describe_copy(&found).await?;
+        match origin {
+            Some(_) => self.store.describe_copy(&found).await?,
+            None => self.store.describe(&found).await?,
+        }
         Ok(found)
     }
 
