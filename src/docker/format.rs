@@ -170,7 +170,11 @@ async fn wipe(image: &Image) -> Result<()> {
     writer.finish().await
 }
 
-async fn read(image: &Image, offset: u64, length: u64) -> Result<Vec<u8>> {
+/// Reads a part of an image.
+///
+/// # Errors
+/// Whatever keeps it from being read.
+pub(crate) async fn read(image: &Image, offset: u64, length: u64) -> Result<Vec<u8>> {
     let mut queue = image.queue();
     queue.submit(0, Io::Read { offset, length });
     queue.kick();

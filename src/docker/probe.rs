@@ -8,6 +8,9 @@ pub(crate) const HEAD: u64 = 128 << 10;
 /// And the last.
 pub(crate) const TAIL: u64 = 64 << 10;
 
+/// What of them tells how large an ext4 is.
+pub(crate) const EXT4_HEAD: u64 = 2 << 10;
+
 /// What is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -43,6 +46,18 @@ const SIGNATURES: &[(usize, &[u8], Content)] = &[
     (65536, b"R\xe9I\xe4s\xe5Er2Fs", Content::Other("ReiserFS")),
     (510, b"\x55\xaa", Content::Other("a partition table (DOS)")),
 ];
+
+/// How large an ext4 is that has these first bytes.
+pub(crate) fn ext4_size(head: &[u8]) -> Option<u64> {
+    let word = |at: usize| {
+        let bytes = head.get(1024 + at..)?.first_chunk()?;
+        Some(u64::from(u32::from_le_bytes(*bytes)))
+    };
+    let has_64_bits = word(0x60)? & 0x80 != 0;
+    let high = if has_64_bits { word(0x150)? } else { 0 };
+    let shift = u32::try_from(word(0x18)?).ok()?.checked_add(10)?;
+    (high << 32 | word(0x4)?).checked_mul(1_u64.checked_shl(shift)?)
+}
 
 /// Looks at the first and the last bytes of an image.
 pub(crate) fn probe(head: &[u8], tail: &[u8]) -> Content {
@@ -83,5 +98,19 @@ mod tests {
         other[at..at + 8].copy_from_slice(b"EFI PART");
         assert_eq!(probe(&blank, &other), Content::Other("a partition table (GPT)"));
         assert_eq!(probe(&[], &[]), Content::Blank);
+    }
+
+    #[test]
+    fn an_ext4_says_how_large_it_is() {
+        let mut head = vec![0; EXT4_HEAD as usize];
+        head[1024 + 4..][..4].copy_from_slice(&[0, 0, 2, 0]);
+        head[1024 + 0x18] = 2;
+        head[1024 + 0x150] = 1;
+        assert_eq!(ext4_size(&head), Some(512 << 20));
+        head[1024 + 0x60] = 0x80;
+        assert_eq!(ext4_size(&head), Some((512 << 20) + (1 << 44)));
+        head[1024 + 0x18] = 0xff;
+        assert_eq!(ext4_size(&head), None);
+        assert_eq!(ext4_size(&[]), None);
     }
 }

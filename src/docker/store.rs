@@ -76,7 +76,8 @@ pub struct Description {
     pub adopted: bool,
     /// Its file system.
     pub fstype: FsType,
-    /// The size that the file system was made for or grown to.
+    /// The size that the file system was made for or grown to; 0 if it comes from a snapshot and has not been mounted
+    /// since.
     pub size: u64,
     /// What it was asked to be, with the defaults of then.
     pub options: VolumeOptions,
@@ -127,6 +128,14 @@ pub struct Found {
     pub id: String,
     /// What it is.
     pub description: Description,
+}
+
+impl Found {
+    /// Notes that it is what it was at a snapshot: as new as before, with a file system of whatever size it had then.
+    pub(crate) fn restored(&mut self, before: State) {
+        self.description.size = 0;
+        self.description.state = if before == State::New { before } else { State::Ready };
+    }
 }
 
 /// Who has a volume mounted: what the lock and the metadata say.

@@ -1,6 +1,8 @@
 //! Snapshots, clones and the trash.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -143,23 +145,39 @@ fn a_removed_volume_can_be_had_from_the_trash_until_its_time_is_over() {
 
 #[test]
 fn a_clone_fills_what_its_origin_did_not_yet() {
+    let filled = |root: &Path| {
+        let size = run("df", &["--output=size", "-B1", root.to_str().unwrap()]).ok();
+        let size: u64 = size.lines().nth(1).and_then(|line| line.trim().parse().ok()).unwrap();
+        assert!(size > 700 << 20, "{}: {size}", root.display());
+    };
     let host = Host::start(one_osd(), "growing", "");
     for fstype in ["ext4", "xfs"] {
         let name = format!("grown-{fstype}");
-        let options = json!({ "size": "512M", "fstype": fstype });
+        let options = json!({ "size": "512M", "fstype": fstype, "mode": "0711" });
         host.called("VolumeDriver.Create", &json!({ "Name": name, "Opts": options }));
         // Not mounted: the image grows, and its file system with the next mount.
         host.ours(&["resize", &name, "1"]).ok();
-        let clone = format!("{name}-clone");
+        let (clone, then) = (format!("{name}-clone"), format!("{name}-then"));
         host.ours(&["clone", &name, &clone]).ok();
-        let root = host.mount(&clone, "x");
-        let size = run("df", &["--output=size", "-B1", root.to_str().unwrap()]).ok();
-        let size: u64 = size.lines().nth(1).and_then(|line| line.trim().parse().ok()).unwrap();
-        assert!(size > 700 << 20, "{fstype}: {size}");
-        host.unmount(&clone, "x");
-        for name in [&clone, &name] {
+        host.ours(&["snapshot", &name, "small"]).ok();
+        // It is as new as it was.
+        host.ours(&["restore", &name, "small"]).ok();
+        let root = host.mount(&name, "x");
+        assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o711);
+        // By now it has grown; at the snapshot it had not.
+        filled(&root);
+        host.unmount(&name, "x");
+        host.ours(&["restore", &name, "small"]).ok();
+        host.ours(&["clone", &format!("{name}@small"), &then]).ok();
+        for name in [&clone, &then, &name] {
+            filled(&host.mount(name, "x"));
+            host.unmount(name, "x");
+        }
+        for name in [&clone, &then] {
             host.called("VolumeDriver.Remove", &json!({ "Name": name }));
         }
+        host.ours(&["snapshot", &name, "small", "--remove"]).ok();
+        host.called("VolumeDriver.Remove", &json!({ "Name": name }));
     }
 }
 

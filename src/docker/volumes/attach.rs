@@ -8,13 +8,17 @@ use proto::msg::watch::Watcher;
 
 use super::{Volumes, now};
 use crate::docker::filesystem as fs;
+use crate::docker::format;
 use crate::docker::journal::Attached;
 use crate::docker::names::image_name;
+use crate::docker::options::FsType;
+use crate::docker::probe;
 use crate::docker::settings::Fence;
 use crate::docker::steps;
 use crate::docker::store::{Found, Holder, State};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::admin::address_text;
+use crate::image::{Image, OpenOptions};
 
 /// How long a lock may have no address to it before its host counts as dead: what lies between is a start of the
 /// mapper.
@@ -142,7 +146,10 @@ impl Volumes {
         let (fstype, limit) = (found.description.fstype, self.settings.work);
         match fs::device_size(device) {
             Some(size) if size > found.description.size => {
-                if fs::grow_unmounted(fstype, device, limit).await? {
+                // The check of all of it before that takes as long as it is large.
+                if self.is_filled(found, size).await?
+                    || fs::grow_unmounted(fstype, device, limit).await?
+                {
                     found.description.size = size;
                     self.store.describe(found).await?;
                 }
@@ -150,6 +157,19 @@ impl Volumes {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether it is known of a file system that it leaves nothing of its image.
+    async fn is_filled(&self, found: &Found, size: u64) -> Result<bool> {
+        if found.description.fstype != FsType::Ext4 {
+            return Ok(false);
+        }
+        let pool = self.store.pool(&found.place).await?;
+        let read_only = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let image = Image::open(&pool, &found.place.image, &read_only).await?;
+        let head = format::read(&image, 0, probe::EXT4_HEAD).await;
+        image.close().await;
+        Ok(probe::ext4_size(&head?) == Some(size))
     }
 
     /// Has a mounted file system grow whose image has grown.

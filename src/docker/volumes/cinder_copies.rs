@@ -28,7 +28,7 @@ pub(super) struct Origin {
     snapshot: Option<String>,
     /// Its size in GiB.
     gib: u64,
-    /// The size of the file system in it, in bytes.
+    /// The size of the file system in it, in bytes; 0 if that is not known.
     pub(super) content: u64,
     /// Where the volume is mounted on this host.
     mountpoint: Option<PathBuf>,
@@ -118,7 +118,11 @@ impl Volumes {
             volume: of.volume,
             snapshot,
             gib,
-            content: found.description.size.min(gib * GIB),
+            content: match snap {
+                // Its file system may not have filled it then.
+                Some(_) => 0,
+                None => found.description.size.min(gib * GIB),
+            },
             mountpoint: self.path(&found.name),
         }))
     }
@@ -207,7 +211,7 @@ impl Volumes {
         found.description.state = State::Restoring;
         self.store.describe(found).await?;
         if let Err(error) = cinder.revert(&of.volume, &snapshot.id).await {
-            if !matches!(error.kind(), Kind::TimedOut | Kind::Closed | Kind::Os(5)) {
+            if is_refusal(error.kind()) {
                 // Nothing was begun.
                 found.description.state = before;
                 self.store.describe(found).await?;
@@ -215,10 +219,23 @@ impl Volumes {
             return Err(error);
         }
         cinder.until(&of.volume, &["available"], deadline).await?;
-        found.description.size = found.description.size.min(volume.size * GIB);
-        found.description.state = State::Ready;
+        found.restored(before);
         self.store.describe(found).await
     }
+}
+
+/// Whether an error is Cinder's own, so that nothing has come of what it was asked. What stands between may give up
+/// sooner than Cinder does.
+fn is_refusal(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Invalid
+            | Kind::Busy
+            | Kind::NotFound
+            | Kind::PermissionDenied
+            | Kind::Unsupported
+            | Kind::Full
+    )
 }
 
 /// A volume's snapshots of that name. Nothing in Cinder keeps that from being several.
@@ -238,6 +255,20 @@ async fn only(cinder: &Cinder, of: &InCinder, snap: &str) -> Result<Snapshot> {
             let ids: Vec<_> = others.iter().chain([&one]).map(|one| one.id.as_str()).collect();
             let what = format!("Cinder has several snapshots {snap}: {}", ids.join(", "));
             Err(Error::new(Kind::Invalid, what).with_hint("say the id in place of the name"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cinder_itself_says_that_nothing_was_begun() {
+        assert!(is_refusal(Kind::Invalid) && is_refusal(Kind::Busy));
+        // A gateway's, too.
+        for kind in [Kind::Unreachable, Kind::TimedOut, Kind::Closed, Kind::Corrupt, Kind::Os(5)] {
+            assert!(!is_refusal(kind), "{kind:?}");
         }
     }
 }

@@ -44,7 +44,7 @@ struct Source {
     snap: Option<String>,
     /// Where it is mounted on this host, if it is a volume that is.
     mountpoint: Option<PathBuf>,
-    /// How much of it has a file system, as far as that is known.
+    /// How much of it has a file system; 0 if that is not known.
     filled: u64,
 }
 
@@ -138,14 +138,14 @@ impl Volumes {
                 return self.restore_in_cinder(&mut found, &of, snap).await;
             }
             let image = self.open_image(&found).await?;
+            let before = found.description.state;
             let restored = async {
                 admin::user_snapshot(&image, snap).await?;
                 // Half of it would be a file system of two times.
                 found.description.state = State::Restoring;
                 self.store.describe(&found).await?;
                 admin::rollback(&image, snap, &mut |_, _| {}).await?;
-                found.description.size = found.description.size.min(image.size());
-                found.description.state = State::Ready;
+                found.restored(before);
                 self.store.describe(&found).await
             };
             let restored = restored.await;
@@ -269,7 +269,9 @@ impl Volumes {
             if let Some(found) = self.find(base).await? {
                 must_be_cephs(&found)?;
                 must_be_whole(&found)?;
-                let (place, filled) = (found.place, found.description.size);
+                // At a snapshot, its file system may not have filled it.
+                let filled = if snap.is_some() { 0 } else { found.description.size };
+                let place = found.place;
                 let (pool, mountpoint) = (self.store.pool(&place).await?, self.path(base));
                 let (image, snap) = (place.image, snap.clone());
                 return Ok(Source { pool, image, snap, mountpoint, filled });

@@ -395,7 +395,8 @@ fn compatible(found: &Found, given: &VolumeOptions) -> Result<()> {
         VolumeOptions { size: Some(size), .. }
             if has.options.size.is_some_and(|has| has != *size) =>
         {
-            differs("size", &format!("{} bytes", has.size))
+            let size = if has.size == 0 { has.options.size } else { Some(has.size) };
+            differs("size", &format!("{} bytes", size.unwrap_or_default()))
         }
         VolumeOptions { fstype: Some(fstype), .. } if *fstype != has.fstype => {
             differs("file system", &has.fstype)

@@ -145,7 +145,9 @@ impl Volumes {
             }
         }
         say("fstype", description.fstype.name().into());
-        say("size", description.size.into());
+        if description.size > 0 {
+            say("size", description.size.into());
+        }
         if stale {
             say("stale", true.into());
             say("cluster", self.state_of_cluster().into());
