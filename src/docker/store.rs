@@ -24,11 +24,12 @@ use tokio::task::JoinSet;
 use super::cinder::InCinder;
 use super::names::{image_name, volume_name};
 use super::options::{FsType, VolumeOptions};
+use super::volumes::copies::drop_stale;
 use crate::cluster::Cluster;
 use crate::config::{Args, Config, Process};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::image::admin;
 use crate::image::header::image_id;
+use crate::image::{Image, OpenOptions, admin};
 use crate::pool::{Op, Pool};
 
 /// The metadata that makes an image a volume.
@@ -370,6 +371,11 @@ impl Store {
                         tracing::warn!(image = image.name, %error, "left in the trash");
                         continue;
                     }
+                }
+                // Those that were too new when it was put there.
+                if let Ok(image) = Image::open_by_id(&pool, &id, &OpenOptions::default()).await {
+                    drop_stale(&image).await;
+                    image.close().await;
                 }
                 match admin::remove_from_trash(&pool, &id, false, &mut |_, _| {}).await {
                     Ok(()) => tracing::info!(image = image.name, "removed from the trash"),

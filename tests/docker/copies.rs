@@ -129,7 +129,17 @@ fn a_removed_volume_can_be_had_from_the_trash_until_its_time_is_over() {
     create("kept", "trash", "true");
     create("kept-for-long", "delete-delay", "1h");
     create("kept-briefly", "delete-delay", "1s");
-    eventually("it is removed for good", || trash("kept-briefly").is_none());
+    // Nor do snapshots keep it there that were taken for a clone, once no call can be about to make that any more.
+    let littered = json!({ "Name": "littered", "Opts": { "size": "64M", "delete-delay": "1s" } });
+    host.called("VolumeDriver.Create", &littered);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let soon_stale = format!("littered@ceph-native-clone-of-a.{}.1", now - 3585);
+    ceph.rbd(&["snap", "create", "--no-progress", &soon_stale]);
+    host.called("VolumeDriver.Remove", &json!({ "Name": "littered" }));
+    assert!(trash("littered").is_some());
+    for name in ["kept-briefly", "littered"] {
+        eventually("it is removed for good", || trash(name).is_none());
+    }
     assert!(trash("copied").is_some() && trash("copy").is_some());
     // An image of the name can be made meanwhile, and the old one come back under its own afterwards.
     host.called("VolumeDriver.Create", &json!({ "Name": "kept", "Opts": { "size": "64M" } }));

@@ -63,7 +63,7 @@ impl Volumes {
                 return this.what_was_taken(&found, &snap).await;
             }
             let image = this.open_image(&found).await?;
-            let taken = this.take_snapshot(&image, &snap, this.path(&owned)).await;
+            let taken = this.take_snapshot(&found.place, &image, &snap, this.path(&owned)).await;
             image.close().await;
             taken?;
             this.what_was_taken(&found, &snap).await
@@ -175,7 +175,8 @@ impl Volumes {
         let snap = source.snap.clone().unwrap_or_else(|| own.clone());
         let cloned = async {
             if source.snap.is_none() {
-                self.take_snapshot(&head, &own, source.mountpoint).await?;
+                let place = Place::new(source.pool.name(), source.pool.namespace(), &source.image);
+                self.take_snapshot(&place, &head, &own, source.mountpoint).await?;
             }
             let format = CloneFormat::of_cluster(&pool);
             if format == CloneFormat::V1 {
@@ -296,6 +297,7 @@ impl Volumes {
     /// Takes a snapshot, of what is in memory here, too.
     async fn take_snapshot(
         &self,
+        place: &Place,
         image: &Image,
         snap: &str,
         mountpoint: Option<PathBuf>,
@@ -311,7 +313,14 @@ impl Volumes {
                 Error::new(Kind::Invalid, format!("there is a snapshot {snap} already"))
             }
             _ => error,
-        })
+        })?;
+        // Another host may have begun to bring it back to another one since it was looked at.
+        let found = self.store.find_at(place).await;
+        let whole = found.and_then(|found| found.as_ref().map_or(Ok(()), must_be_whole));
+        if whole.is_err() {
+            drop_snapshot(image, snap).await?;
+        }
+        whole
     }
 }
 
@@ -355,7 +364,7 @@ async fn drop_snapshot(image: &Image, snap: &str) -> Result<()> {
 
 /// Removes snapshots that were taken to be cloned and have no clones: making those was cut short, or they went through
 /// the trash. What cannot be removed stays.
-pub(super) async fn drop_stale(image: &Image) {
+pub(in crate::docker) async fn drop_stale(image: &Image) {
     let now = crate::cluster::wall_clock().sec;
     for snap in image.header().snap_context.snaps.clone() {
         let Ok(taken) = header::snapshot(image.pool(), image.id(), snap).await else { continue };

@@ -342,6 +342,11 @@ impl Volumes {
             return self.remove_in_cinder(found).await;
         }
         let pool = self.store.pool(&found.place).await?;
+        // One whose removal was cut short cannot be opened any more.
+        if let Ok(image) = Image::open(&pool, &found.place.image, &OpenOptions::default()).await {
+            drop_stale(&image).await;
+            image.close().await;
+        }
         if goes_to_trash(found) {
             let delay = Duration::from_secs(found.description.options.delete_delay.unwrap_or(0));
             return admin::move_to_trash(&pool, &found.place.image, delay).await;
@@ -350,11 +355,6 @@ impl Volumes {
             Some(_) => Header::read(&pool, &found.id).await?.parent,
             None => None,
         };
-        // One whose removal was cut short cannot be opened any more.
-        if let Ok(image) = Image::open(&pool, &found.place.image, &OpenOptions::default()).await {
-            drop_stale(&image).await;
-            image.close().await;
-        }
         admin::remove(&pool, &found.place.image, &mut |_, _| {}).await?;
         match link {
             Some(link) => self.forget_parent(found, &link).await,

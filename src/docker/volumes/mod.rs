@@ -3,7 +3,7 @@
 mod attach;
 mod cinder;
 mod cinder_copies;
-mod copies;
+pub(super) mod copies;
 mod create;
 mod recover;
 mod status;
