@@ -160,8 +160,9 @@ fn window(image: &Image) -> u64 {
 
 /// The parts of `data` that are not zeros, as long as they can be in whole blocks: where each begins, and its content.
 pub fn nonzero(data: &Bytes, block: usize) -> Vec<(u64, Bytes)> {
+    let block = block.max(1);
     let mut parts: Vec<(usize, usize)> = Vec::new();
-    for (i, piece) in data.chunks(block.max(1)).enumerate() {
+    for (i, piece) in data.chunks(block).enumerate() {
         if piece.iter().all(|byte| *byte == 0) {
             continue;
         }
@@ -192,5 +193,7 @@ mod tests {
         );
         assert!(nonzero(&Bytes::from_static(&[0; 9]), 4).is_empty());
         assert!(nonzero(&Bytes::new(), 4).is_empty());
+        // No block is shorter than a byte.
+        assert_eq!(nonzero(&data, 0), nonzero(&data, 1));
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Copy {
     #[command(flatten)]
     new: NewImage,
     /// Blocks of that size that are zeros are not written.
-    #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "4K")]
+    #[arg(long, value_name = "SIZE", value_parser = size::block, default_value = "4K")]
     sparse_size: u64,
     /// Show no progress.
     #[arg(long)]

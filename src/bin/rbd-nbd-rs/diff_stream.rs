@@ -53,7 +53,7 @@ pub(crate) struct ImportDiff {
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
     /// Blocks of that size that are zeros take no space.
-    #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "4K")]
+    #[arg(long, value_name = "SIZE", value_parser = size::block, default_value = "4K")]
     sparse_size: u64,
     /// Show no progress.
     #[arg(long)]

@@ -31,7 +31,7 @@ pub(crate) struct Import {
     #[command(flatten)]
     new: NewImage,
     /// Blocks of that size that are zeros are not written.
-    #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "4K")]
+    #[arg(long, value_name = "SIZE", value_parser = size::block, default_value = "4K")]
     sparse_size: u64,
     /// Format of the file: only 1, the bare content, is built.
     #[arg(long, value_name = "FORMAT", default_value_t = 1)]

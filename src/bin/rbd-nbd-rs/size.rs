@@ -7,6 +7,14 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     parse(text, 0)
 }
 
+/// Reads the size of a block, in bytes.
+pub(crate) fn block(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("must be greater than zero".to_owned()),
+        size => Ok(size),
+    }
+}
+
 /// Reads the size of an image: as [`bytes()`], but a number alone means MiB.
 pub(crate) fn image(text: &str) -> Result<u64, String> {
     parse(text, 20)
@@ -14,11 +22,7 @@ pub(crate) fn image(text: &str) -> Result<u64, String> {
 
 /// Reads the size of an object, in bytes; the result is the nearest power of two, as such.
 pub(crate) fn object(text: &str) -> Result<u8, String> {
-    let size = bytes(text)?;
-    if size == 0 {
-        return Err("must be greater than zero".to_owned());
-    }
-    Ok((size as f64).log2().round() as u8)
+    Ok((block(text)? as f64).log2().round() as u8)
 }
 
 /// `bits`: what a number without a unit counts in, as a power of two.
@@ -82,6 +86,8 @@ mod tests {
         assert_eq!(image("0"), Ok(0));
         assert_eq!(bytes("4096"), Ok(4096));
         assert_eq!(bytes("4K"), Ok(4096));
+        assert_eq!(block("4K"), Ok(4096));
+        assert!(block("0").is_err());
         for wrong in [
             "",
             "x",
