@@ -23,6 +23,7 @@ use thiserror::Error;
 pub use args::{Args, HELP};
 pub use mon_host::MonHost;
 pub use values::Origin;
+pub(crate) use values::{count, truth};
 
 use file::ConfFile;
 use mon_host::PORT_V1;
@@ -279,8 +280,10 @@ pub struct RbdDefaults {
     pub stripe_count: u64,
     /// The pool for a new image's data, if it is another one.
     pub data_pool: Option<String>,
-    /// For how long an image is put into the trash in place of being removed, if it is.
-    pub trash: Option<Duration>,
+    /// Whether an image is put into the trash in place of being removed.
+    pub trash: bool,
+    /// For how long it stays there at least.
+    pub trash_expires: Duration,
     /// Objects that are worked on at a time when an image is removed or resized.
     pub concurrent_management_ops: u64,
 }
@@ -533,13 +536,10 @@ fn rbd_defaults(values: &Values<'_>) -> Result<RbdDefaults, ConfigError> {
         stripe_unit: values.get("rbd_default_stripe_unit").bytes()?,
         stripe_count: values.get("rbd_default_stripe_count").count()?,
         data_pool: Some(data_pool).filter(|pool| !pool.is_empty()),
-        trash: match values.get("rbd_move_to_trash_on_remove").bool()? {
-            true => {
-                let expires = values.get("rbd_move_to_trash_on_remove_expire_seconds");
-                Some(Duration::from_secs(expires.count()?))
-            }
-            false => None,
-        },
+        trash: values.get("rbd_move_to_trash_on_remove").bool()?,
+        trash_expires: Duration::from_secs(
+            values.get("rbd_move_to_trash_on_remove_expire_seconds").count()?,
+        ),
         concurrent_management_ops: values.get("rbd_concurrent_management_ops").count()?.max(1),
     })
 }

@@ -112,7 +112,8 @@ fn defaults() {
         stripe_unit: 0,
         stripe_count: 0,
         data_pool: None,
-        trash: None,
+        trash: false,
+        trash_expires: Duration::ZERO,
         concurrent_management_ops: 10,
     };
     assert_eq!(config.rbd, rbd);

@@ -223,16 +223,12 @@ impl Value {
 
     /// Yes or no; not set is no.
     pub(super) fn bool(&self) -> Result<bool, ConfigError> {
-        match self.text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "1" => Ok(true),
-            "" | "false" | "no" | "off" | "0" => Ok(false),
-            _ => Err(self.wrong("true or false")),
-        }
+        truth(&self.text).ok_or_else(|| self.wrong("true or false"))
     }
 
     /// A count, `K`, `M`, … meaning powers of 1000.
     pub(super) fn count(&self) -> Result<u64, ConfigError> {
-        scaled(&self.text, 1000).ok_or_else(|| self.wrong("a number, such as 64 or 2K"))
+        count(&self.text).ok_or_else(|| self.wrong("a number, such as 64 or 2K"))
     }
 
     /// A size in bytes, `K`, `M`, … meaning powers of 1024.
@@ -256,6 +252,20 @@ impl Value {
         };
         number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
     }
+}
+
+/// Yes or no; nothing is no.
+pub(crate) fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "" | "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// A count, `K`, `M`, … meaning powers of 1000.
+pub(crate) fn count(text: &str) -> Option<u64> {
+    scaled(text, 1000)
 }
 
 /// A number with an optional suffix, a power of `base`.

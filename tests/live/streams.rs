@@ -115,6 +115,12 @@ fn images_are_named_in_every_way_that_scripts_know() {
     let id = ceph.run("rbd", &["info", "--format", "json", "named/n1"]).json()["id"].clone();
     let id = id.as_str().unwrap();
     ceph.ours(&["rm", "named/n1", "--rbd-move-to-trash-on-remove", "true"]).ok();
+    // So does the pool, whatever else is said.
+    let on_remove = ["named", "rbd_move_to_trash_on_remove"];
+    ceph.rbd(&[&["config", "pool", "set"], &on_remove[..], &["true"]].concat());
+    ceph.ours(&["rm", "named/n2", "--rbd-move-to-trash-on-remove", "false"]).ok();
+    ceph.rbd(&[&["config", "pool", "rm"], &on_remove[..]].concat());
+    assert!(ceph.rbd(&["trash", "ls", "named"]).contains(" n2\n"));
     printed_alike(ceph, &["trash", "-p", "named", "ls"]);
     printed_alike(ceph, &["info", "-p", "named", "--image-id", id]);
     let children = ceph.ours(&["children", "-p", "named", "--image-id", id]).ok();

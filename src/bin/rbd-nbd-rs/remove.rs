@@ -8,6 +8,9 @@ use crate::progress::Progress;
 use crate::spec::ImageArgs;
 
 /// Deletes an image, or moves it to the trash where `rbd_move_to_trash_on_remove` says so.
+///
+/// That is read from the pool's settings (`config pool set`), then from the command line, the environment and ceph.conf;
+/// not from the monitors (`ceph config set`).
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Remove {
     #[command(flatten)]
@@ -21,7 +24,7 @@ impl Remove {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let spec = self.image.spec()?;
         let pool = spec.open_pool(cluster).await?;
-        if let Some(delay) = cluster.config().rbd.trash {
+        if let Some(delay) = admin::trash_delay(&pool).await? {
             return admin::move_to_trash(&pool, &spec.image, delay).await;
         }
         let progress = Progress::new("Removing image", !self.no_progress);

@@ -47,7 +47,7 @@ pub use self::snapshots::{
     set_snapshot_limit, unprotect_snapshot, user_snapshot,
 };
 pub use self::trash::{
-    list_trash, move_to_trash, purge_trash, remove_from_trash, restore_from_trash,
+    list_trash, move_to_trash, purge_trash, remove_from_trash, restore_from_trash, trash_delay,
 };
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;

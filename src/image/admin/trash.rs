@@ -18,9 +18,11 @@ use proto::rbd::{Features, names};
 use proto::types::UTime;
 
 use super::children::or_none;
+use super::metadata::{CONFIG_PREFIX, Notes};
 use super::objects::Progress;
 use super::remove::{in_a_group, remove_image};
 use crate::cluster::wall_clock;
+use crate::config::{count, truth};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::Image;
 use crate::image::header::{Header, spec};
@@ -30,6 +32,43 @@ use crate::pool::Pool;
 const PAGE: u64 = 1024;
 
 const EUCLEAN: i32 = 117;
+
+/// For how long an image of the pool is put into the trash in place of being removed, if it is: the pool's own settings
+/// (`rbd config pool set`) count before all others. What the monitors have (`ceph config set`) is not asked for.
+///
+/// # Errors
+/// [`Kind::Invalid`] if a setting of the pool cannot be understood; whatever keeps them from being read, but a lack of
+/// permission: who lacks it does without, as with librbd.
+pub async fn trash_delay(pool: &Pool) -> Result<Option<Duration>> {
+    let notes = match Notes::Pool.list(&pool.with_namespace("")).await {
+        Err(error) if error.kind() == Kind::PermissionDenied => {
+            tracing::warn!(%error, pool = pool.name(), "doing without settings of the pool");
+            BTreeMap::new()
+        }
+        notes => notes?,
+    };
+    let rbd = &pool.cluster().config().rbd;
+    delay(&notes, (rbd.trash, rbd.trash_expires))
+        .map_err(|error| error.context(format!("settings of pool {}", pool.name())))
+}
+
+fn delay(
+    notes: &BTreeMap<String, Bytes>,
+    (mut trash, mut expires): (bool, Duration),
+) -> Result<Option<Duration>> {
+    for (key, value) in notes {
+        let value = String::from_utf8_lossy(value);
+        let understood = match key.strip_prefix(CONFIG_PREFIX) {
+            Some("rbd_move_to_trash_on_remove") => truth(&value).map(|value| trash = value),
+            Some("rbd_move_to_trash_on_remove_expire_seconds") => {
+                count(&value).map(|value| expires = Duration::from_secs(value))
+            }
+            _ => Some(()),
+        };
+        understood.ok_or_else(|| Error::new(Kind::Invalid, format!("{key} = {value:?}")))?;
+    }
+    Ok(trash.then_some(expires))
+}
 
 /// Moves an image to the trash. It is not removed before `delay` is over.
 ///
@@ -280,4 +319,28 @@ fn removed(id: &str) -> Bytes {
         w.put_str(id);
     });
     payload.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_says_before_all_others_what_is_kept() {
+        let pool = |settings: &[(&str, &'static str)], otherwise| {
+            let notes = settings.iter().map(|(key, value)| {
+                (format!("conf_rbd_move_to_trash_on_remove{key}"), Bytes::from(*value))
+            });
+            delay(&notes.collect(), otherwise).map_err(|error| error.kind())
+        };
+        let hour = Duration::from_secs(3600);
+        assert_eq!(pool(&[], (false, hour)), Ok(None));
+        assert_eq!(pool(&[], (true, hour)), Ok(Some(hour)));
+        assert_eq!(pool(&[("", "true")], (false, hour)), Ok(Some(hour)));
+        assert_eq!(pool(&[("", "false")], (true, hour)), Ok(None));
+        let expires = ("_expire_seconds", "60");
+        assert_eq!(pool(&[expires], (false, hour)), Ok(None));
+        assert_eq!(pool(&[expires], (true, hour)), Ok(Some(Duration::from_secs(60))));
+        assert_eq!(pool(&[("", "perhaps")], (false, hour)), Err(Kind::Invalid));
+    }
 }
