@@ -384,9 +384,10 @@ pub struct UTime {
 }
 
 impl From<Duration> for UTime {
-    /// From the time since 1970.
+    /// From the time since 1970. What is later than the last second that there is counts as that.
     fn from(since_1970: Duration) -> Self {
-        Self { sec: since_1970.as_secs() as u32, nsec: since_1970.subsec_nanos() }
+        let sec = u32::try_from(since_1970.as_secs()).unwrap_or(u32::MAX);
+        Self { sec, nsec: since_1970.subsec_nanos() }
     }
 }
 
@@ -461,6 +462,13 @@ pub trait Entropy: Send {
 mod tests {
     use super::*;
     use crate::denc::decode;
+
+    #[test]
+    fn no_time_is_later_than_the_last() {
+        let last = UTime { sec: u32::MAX, nsec: 1 };
+        assert_eq!(UTime::from(Duration::new(u64::from(u32::MAX), 1)), last);
+        assert_eq!(UTime::from(Duration::new(1 << 32, 1)), last);
+    }
 
     #[test]
     fn addresses_round_trip() {

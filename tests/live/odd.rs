@@ -119,6 +119,7 @@ fn what_is_not_built_is_refused_in_one_line() {
         ceph.rbd(&["create", "mirrored/image", "--size", "8M"]);
         ceph.rbd(&["mirror", "image", "enable", "mirrored/image", "snapshot"]);
         refused(ceph, &["rm", "mirrored/image"], "mirror");
+        refused(ceph, &["trash", "mv", "mirrored/image"], "mirror");
         ceph.rbd(&["mirror", "image", "demote", "mirrored/image"]);
         for verb in [
             &["serve", "mirrored/image", "--listen", "127.0.0.1:0"][..],

@@ -1,7 +1,7 @@
 //! `rm`: removes an image with all its data.
 
 use ceph_native::cluster::Cluster;
-use ceph_native::error::Result;
+use ceph_native::error::{Kind, Result};
 use ceph_native::image::admin;
 
 use crate::progress::Progress;
@@ -25,7 +25,11 @@ impl Remove {
         let spec = self.image.spec()?;
         let pool = spec.open_pool(cluster).await?;
         if let Some(delay) = admin::trash_delay(&pool).await? {
-            return admin::move_to_trash(&pool, &spec.image, delay).await;
+            match admin::move_to_trash(&pool, &spec.image, delay).await {
+                // Of an image that is only half there, or half gone, there is nothing to keep.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                moved => return moved,
+            }
         }
         let progress = Progress::new("Removing image", !self.no_progress);
         admin::remove(&pool, &spec.image, &mut |done, total| progress.set(done, total)).await?;

@@ -139,7 +139,8 @@ async fn in_use(image: &Image) -> Result<()> {
         .with_hint("close or unmap it; a client that crashed is forgotten after 30 s"))
 }
 
-async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
+/// Whether a mirror is kept of it.
+pub(super) async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
     if or_none(pool.call(names::MIRRORING, &GetMirrorMode {}).await)?.unwrap_or(0) == 0 {
         return Ok(false);
     }

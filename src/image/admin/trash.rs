@@ -20,7 +20,7 @@ use proto::types::UTime;
 use super::children::or_none;
 use super::metadata::{CONFIG_PREFIX, Notes};
 use super::objects::Progress;
-use super::remove::{in_a_group, remove_image};
+use super::remove::{in_a_group, is_mirrored, remove_image};
 use crate::cluster::wall_clock;
 use crate::config::{count, truth};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -75,7 +75,8 @@ fn delay(
 /// Cancel-safe: what was begun is finished by doing it again.
 ///
 /// # Errors
-/// [`Kind::NotFound`]; [`Kind::Busy`] while somebody holds its exclusive lock; errno `EMLINK` if it is in a group.
+/// [`Kind::NotFound`]; [`Kind::Busy`] while somebody holds its exclusive lock; errno `EMLINK` if it is in a group;
+/// [`Kind::Unsupported`] if it is mirrored.
 pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<()> {
     let doing = format!("image {}", spec(pool, name));
     let named = GetIdOfName { name: name.to_owned() };
@@ -87,6 +88,10 @@ pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<(
     };
     if let Some(header) = or_none(Header::read(pool, &id).await)? {
         in_a_group(pool, &id, &header).await.context(&doing)?;
+        if is_mirrored(pool, &id).await.context(&doing)? {
+            let what = format!("{doing} is mirrored, and cannot be moved to the trash yet");
+            return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd trash mv`"));
+        }
         if header.features.contains(Features::EXCLUSIVE_LOCK) {
             let image = Image::open_to_remove(pool, &id).await.context(&doing)?;
             let locked = image.0.inner.demand_lock().await.map(drop);
@@ -98,7 +103,7 @@ pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<(
         }
     }
     let deleted = wall_clock();
-    let deferred_until = UTime::from(Duration::from(deleted) + delay);
+    let deferred_until = UTime::from(Duration::from(deleted).saturating_add(delay));
     let image = TrashImage {
         source: TrashSource::USER,
         name: name.to_owned(),
