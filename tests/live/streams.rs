@@ -1,6 +1,8 @@
 //! `export-diff` and `import-diff` with librbd at either end; and what else Ceph's own scripts call for
 //! (`docs/images.md`), without these scripts.
 
+use std::path::Path;
+
 use crate::support::{Ceph, Ran};
 use crate::verbs::{printed_alike, refused_alike};
 use crate::{on_each_release, sha256};
@@ -63,12 +65,29 @@ fn what_has_changed_goes_from_one_image_to_another() {
             // What it ends at is there.
             refused_alike(ceph, &["import-diff", &second, &copy]);
         }
+        // What follows one another can be made one.
+        let part = |which| file(&format!("between.{which}"));
+        ceph.rbd(&["merge-diff", "--no-progress", &part("1"), &part("2"), &part("merged")]);
+        ceph.rbd(&["create", "changed-merged", "--size", "1M"]);
+        ceph.ours(&["import-diff", "--no-progress", &part("merged"), "changed-merged"]).ok();
+        assert_eq!(content(ceph, "changed-merged@two"), wanted[1]);
         let backwards = ["--from-snap", "two", "changing@one"];
         let nowhere = file("nowhere");
         ceph.ours(&[&["export-diff"], &backwards[..], &[&nowhere]].concat()).refused();
+        // Half a stream is none.
+        assert!(!Path::new(&nowhere).exists());
         std::fs::write(&nowhere, "no stream at all").unwrap();
         refused_alike(ceph, &["import-diff", &nowhere, "changing"]);
-        for image in ["changing", "changed-to-rbd", "changed-from-rbd", "changed-between"] {
+        // Nor is one that ends within data.
+        let whole = std::fs::read(part("1")).unwrap();
+        std::fs::write(&nowhere, &whole[..whole.len() - 2]).unwrap();
+        ceph.rbd(&["create", "changed-cut", "--size", "1M"]);
+        refused_alike(ceph, &["import-diff", &nowhere, "changed-cut"]);
+        assert_eq!(ceph.rbd(&["snap", "ls", "changed-cut"]), "");
+        ceph.rbd(&["rm", "--no-progress", "changed-cut"]);
+        for image in
+            ["changing", "changed-to-rbd", "changed-from-rbd", "changed-between", "changed-merged"]
+        {
             ceph.rbd(&["snap", "purge", "--no-progress", image]);
             ceph.rbd(&["rm", "--no-progress", image]);
         }

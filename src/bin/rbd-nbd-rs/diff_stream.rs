@@ -1,7 +1,8 @@
 //! `export-diff` and `import-diff`: what has changed of an image, as a stream for another one.
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ceph_native::cluster::Cluster;
@@ -69,6 +70,8 @@ const WAITING: usize = 4;
 /// What is no longer than an object is told apart in blocks of that size.
 const SPARSE: usize = 4096;
 
+const EBADMSG: i32 = 74;
+
 /// No name of a snapshot is longer.
 const LONGEST_NAME: u64 = 64 << 10;
 
@@ -85,6 +88,8 @@ enum Record {
     Data { offset: u64, data: Bytes },
     /// What is zeros now.
     Zero { offset: u64, length: u64 },
+    /// The end: what has none was cut short.
+    End,
 }
 
 impl Record {
@@ -114,6 +119,7 @@ impl Record {
                 out.put_u64_le(*offset);
                 out.put_u64_le(*length);
             }
+            Self::End => out.put_u8(b'e'),
         }
         out.freeze()
     }
@@ -125,42 +131,42 @@ impl ExportDiff {
         let path = self.path.as_ref().or(self.file.as_ref());
         let path = path.ok_or_else(|| Error::new(Kind::Invalid, "path was not specified"))?;
         let image = spec.open(cluster, true).await?;
-        let sink: Result<Box<dyn Write + Send>> = match path.as_str() {
-            "-" => Ok(Box::new(io::stdout())),
-            path => OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(path)
-                .map(|file| Box::new(file) as _)
-                .map_err(|error| failed(path, error)),
-        };
-        let done = match sink {
-            Ok(sink) => self.export(&image, spec.snap.clone(), sink).await,
-            Err(error) => Err(error),
+        let done = match path.as_str() {
+            "-" => self.export(&image, spec.snap.clone(), Box::new(io::stdout()), None).await,
+            path => {
+                match OpenOptions::new().write(true).create_new(true).open(path).map(Arc::new) {
+                    Ok(file) => {
+                        let sink = Box::new(Arc::clone(&file));
+                        let done = self.export(&image, spec.snap.clone(), sink, Some(file)).await;
+                        done.inspect_err(|_| drop(fs::remove_file(path)))
+                    }
+                    Err(error) => Err(failed(path, error)),
+                }
+            }
         };
         closed(image, done).await
     }
 
-    /// Reads the image and has a thread write, which may wait for whoever reads a pipe.
+    /// Reads the image and has a thread write, which may wait for whoever reads a pipe. A file is synced at the end.
     async fn export(
         &self,
         image: &Image,
         snap: Option<String>,
         mut sink: Box<dyn Write + Send>,
+        file: Option<Arc<File>>,
     ) -> Result<()> {
         let (pieces, mut waiting) = mpsc::channel::<Bytes>(WAITING);
         let writer = tokio::task::spawn_blocking(move || -> io::Result<()> {
             while let Some(piece) = waiting.blocking_recv() {
                 sink.write_all(&piece)?;
             }
-            sink.flush()
+            sink.flush()?;
+            file.map_or(Ok(()), |file| file.sync_all())
         });
         let progress = Progress::new("Exporting image", !self.no_progress);
         let read = self.send(image, snap, &pieces, &progress).await;
         drop(pieces);
-        let written = writer.await.map_err(|error| {
-            Error::new(Kind::Closed, "the thread that writes ended").with_source(error)
-        })?;
+        let written = writer.await.map_err(|error| gone().with_source(error))?;
         written.map_err(|error| failed("writing", error))?;
         read?;
         progress.finish();
@@ -180,37 +186,46 @@ impl ExportDiff {
         };
         let options = DiffOptions { from, whole_objects: self.whole_object, with_parent: true };
         let (mut data, mut zeros) = (Vec::new(), Vec::new());
-        let mut add = |difference: admin::Difference| {
-            let to = if difference.exists { &mut data } else { &mut zeros };
-            to.push((difference.offset, difference.length));
+        let mut add = |admin::Difference { offset, length, exists }| {
+            match exists {
+                true => data.push((offset, length)),
+                false => zeros.push((offset, length)),
+            }
             Ok(())
         };
         admin::diff(image, options, &mut add).await?;
 
         // Who is gone says why.
-        let put = async |piece: Bytes| drop(pieces.send(piece).await);
-        put(Bytes::from_static(MAGIC[0])).await;
+        let put = async |piece: Bytes| pieces.send(piece).await.map_err(|_| gone());
+        put(Bytes::from_static(MAGIC[0])).await?;
         let names = [self.from_snap.clone().map(Record::From), snap.map(Record::To)];
         for record in names.into_iter().flatten().chain([Record::Size(image.size())]) {
-            put(record.encode()).await;
+            put(record.encode()).await?;
         }
-        for (offset, length) in zeros {
-            put(Record::Zero { offset, length }.encode()).await;
-        }
-        let mut reader = Reader::of(image, data);
+        let (mut reader, mut zeros) = (Reader::of(image, data), zeros.into_iter().peekable());
         while let Some((mut at, segments)) = reader.next().await? {
+            // `rbd merge-diff` wants them in order.
+            while let Some((offset, length)) = zeros.next_if(|(offset, _)| *offset < at) {
+                put(Record::Zero { offset, length }.encode()).await?;
+            }
             for segment in segments {
                 let length = segment.len();
                 for record in records(at, segment, SPARSE) {
-                    put(record.encode()).await;
+                    put(record.encode()).await?;
                 }
                 at += length;
             }
             progress.set(at, image.size());
         }
-        put(Bytes::from_static(b"e")).await;
-        Ok(())
+        for (offset, length) in zeros {
+            put(Record::Zero { offset, length }.encode()).await?;
+        }
+        put(Record::End.encode()).await
     }
+}
+
+fn gone() -> Error {
+    Error::new(Kind::Closed, "the thread that writes ended")
 }
 
 /// What was read, with blocks of zeros told apart.
@@ -251,8 +266,9 @@ impl ImportDiff {
         let mut records = read(source);
         let mut writer = Writer::new(image);
         let mut end = None;
-        while let Some(record) = records.recv().await {
-            match record.map_err(unreadable)? {
+        loop {
+            let ended = || Error::new(Kind::Closed, "the thread that reads ended");
+            match records.recv().await.ok_or_else(ended)?.map_err(unreadable)? {
                 Record::From(name) => there(image, &name).await?,
                 Record::To(name) => {
                     not_there(image, &name).await?;
@@ -279,6 +295,7 @@ impl ImportDiff {
                     within(image, offset, length)?;
                     writer.zero(offset, length).await?;
                 }
+                Record::End => break,
             }
         }
         writer.finish().await?;
@@ -316,7 +333,7 @@ async fn not_there(image: &Image, name: &str) -> Result<()> {
 fn within(image: &Image, offset: u64, length: u64) -> Result<()> {
     match offset.checked_add(length) {
         Some(end) if end <= image.size() => Ok(()),
-        _ => Err(Error::new(Kind::Corrupt, "the stream has data beyond the end of the image")),
+        _ => Err(Error::new(Kind::Invalid, "the stream has data beyond the end of the image")),
     }
 }
 
@@ -340,6 +357,7 @@ fn parse(source: &mut dyn Read, found: &mut dyn FnMut(Record) -> bool) -> io::Re
     loop {
         let [tag] = bytes(source)?;
         if tag == b'e' {
+            found(Record::End);
             return Ok(());
         }
         let length = if with_lengths { Some(number(source)?) } else { None };
@@ -354,7 +372,9 @@ fn parse(source: &mut dyn Read, found: &mut dyn FnMut(Record) -> bool) -> io::Re
                 while left > 0 && wanted {
                     let data = exactly(source, left.min(CHUNK))?;
                     left -= data.len() as u64;
-                    let next = offset + data.len() as u64;
+                    let next = offset.checked_add(data.len() as u64);
+                    let next =
+                        next.ok_or_else(|| corrupt("the stream has data beyond all ends"))?;
                     wanted = found(Record::Data { offset, data });
                     offset = next;
                 }
@@ -406,6 +426,9 @@ fn exactly(source: &mut dyn Read, length: u64) -> io::Result<Bytes> {
 fn unreadable(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::InvalidData => Error::new(Kind::Invalid, error.to_string()),
+        io::ErrorKind::UnexpectedEof => {
+            Error::new(Kind::Os(EBADMSG), "the stream was cut short").with_source(error)
+        }
         _ => failed("reading", error),
     }
 }
@@ -434,6 +457,7 @@ mod tests {
             Record::Size(1 << 40),
             Record::Zero { offset: 5, length: 7 },
             Record::Data { offset: 12, data: Bytes::from_static(b"data") },
+            Record::End,
         ]
     }
 
@@ -441,17 +465,23 @@ mod tests {
     fn what_is_written_is_read_and_cut_short_is_refused() {
         let mut stream = MAGIC[0].to_vec();
         some().iter().for_each(|record| stream.extend_from_slice(&record.encode()));
-        stream.push(b'e');
         assert_eq!(parsed(&stream).unwrap(), some());
         for end in 0..stream.len() {
-            assert!(parsed(&stream[..end]).is_err(), "{end}");
+            let error = parsed(&stream[..end]).unwrap_err();
+            assert_eq!(unreadable(error).errno(), EBADMSG, "{end}");
         }
+        let mut beyond =
+            [MAGIC[0], b"w", &u64::MAX.to_le_bytes(), &[2, 0, 0, 0, 0, 0, 0, 0]].concat();
+        beyond.extend_from_slice(b"xye");
+        assert_eq!(unreadable(parsed(&beyond).unwrap_err()).errno(), 22);
     }
 
     #[test]
     fn the_second_version_has_lengths_and_may_have_more() {
         let mut stream = MAGIC[1].to_vec();
-        for record in some() {
+        let mut records = some();
+        records.pop();
+        for record in records {
             let bytes = record.encode();
             stream.push(bytes[0]);
             stream.extend_from_slice(&(bytes.len() as u64 - 1).to_le_bytes());

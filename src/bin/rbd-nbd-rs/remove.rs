@@ -9,8 +9,8 @@ use crate::spec::ImageArgs;
 
 /// Deletes an image, or moves it to the trash where `rbd_move_to_trash_on_remove` says so.
 ///
-/// That is read from the pool's settings (`config pool set`), then from the command line, the environment and ceph.conf;
-/// not from the monitors (`ceph config set`).
+/// That is read from the pool's settings (`config pool set`), the command line, the environment and ceph.conf, in this
+/// order; not from the monitors (`ceph config set`).
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Remove {
     #[command(flatten)]
