@@ -1,6 +1,7 @@
 //! Ceph's own scripts for the `rbd` command, `qa/workunits/rbd`, with our program in its place. They are Ceph's and not
 //! kept here: `tests/qa FOLDER [SCRIPT ...]` takes them and runs this. `docs/images.md` lists what passes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ fn cephs_scripts_for_rbd() {
     let only = std::env::var("CEPH_NATIVE_QA_ONLY").unwrap_or_default();
     let mut scripts: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
     scripts.sort();
-    let mut broken = Vec::new();
+    let (mut ran, mut broken) = (BTreeSet::new(), Vec::new());
     for (name, text, script) in scripts.iter().flat_map(|script| sections(script)) {
         if !only.split_whitespace().all(|word| name.contains(word)) {
             continue;
@@ -38,16 +39,21 @@ fn cephs_scripts_for_rbd() {
         let ceph = Ceph::start(Options::default());
         ceph.ceph(&["config", "set", "mon", "mon_allow_pool_delete", "true"]);
         wrap(&ceph);
-        let ran = run_script(&ceph, &script, text.as_deref());
-        println!("{} {name}", if ran.code == 0 { "pass" } else { "fail" });
-        if ran.code != 0 {
-            let lines: Vec<_> = ran.err.lines().collect();
+        let done = run_script(&ceph, &script, text.as_deref());
+        println!("{} {name}", if done.code == 0 { "pass" } else { "fail" });
+        if done.code != 0 {
+            let lines: Vec<_> = done.err.lines().collect();
             println!("    {}", lines[lines.len().saturating_sub(12)..].join("\n    "));
         }
-        if ran.code != 0 && PASS.contains(&name.as_str()) {
-            broken.push(name);
+        if done.code != 0 && PASS.contains(&name.as_str()) {
+            broken.push(name.clone());
         }
+        ran.insert(name);
     }
+    // What did not run did not pass.
+    assert!(!ran.is_empty(), "no script of this name: {only:?}");
+    let absent: Vec<_> = PASS.iter().filter(|name| !ran.contains(**name)).collect();
+    assert!(!only.is_empty() || absent.is_empty(), "not there: {absent:?}");
     assert!(broken.is_empty(), "{broken:?}");
 }
 
