@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::host::{DRIVER, Host, eventually, signal};
-use crate::support::{Ceph, Options};
+use crate::support::{Ceph, Options, Store};
 
 /// Daemons that say nothing, until this is dropped.
 struct Frozen(Vec<u32>);
@@ -127,5 +127,58 @@ fn docker_answers_as_fast_as_ever_and_what_needs_the_cluster_says_so_in_time() {
         host.docker(&["volume", "rm", name]);
     }
     assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0), "{}", host.log());
+    assert_eq!(ceph.rbd(&["ls"]), "");
+}
+
+#[test]
+fn a_cluster_that_was_stopped_is_gone_on_with_when_it_is_back() {
+    let store = Store::Bluestore;
+    let ceph: &'static Ceph =
+        Box::leak(Box::new(Ceph::start(Options { store, ..Options::default() })));
+    let mut host = Host::start(ceph, "stopped", "work-seconds = 8\n");
+    host.start_dockerd(&[]);
+    host.create("there", &["size=128M"]);
+    host.create("mounted", &["size=128M"]);
+    let mount = format!("type=volume,src=mounted,dst=/v,volume-driver={DRIVER}");
+    let line = "i=0; while true; do i=$((i+1)); echo $i >> /v/log; sync -d /v/log; sleep 0.2; done";
+    let args = ["run", "-d", "--network=none", "--mount", &mount, "bb", "sh", "-c", line];
+    let writer = host.docker(&args);
+    let root = host.dir.join("state/mounts/mounted");
+    let written = || fs::read_to_string(root.join("log")).unwrap_or_default();
+    eventually("it writes", || !written().is_empty());
+
+    // Nobody listens any more: who dials is refused, where a frozen cluster lets them wait.
+    ceph.kill_osd(0);
+    ceph.kill_mon(0);
+    let second = Duration::from_secs(1);
+    let (listed, took) = quickest(|| host.docker(&["volume", "ls", "-q"]));
+    assert!(listed.contains("there") && listed.contains("mounted"), "{listed}");
+    assert!(took < second, "volume ls took {took:?}");
+    let (listed, took) = quickest(|| host.docker(&["ps", "-q", "--no-trunc"]));
+    assert_eq!(listed, writer);
+    assert!(took < second, "ps took {took:?}");
+    host.docker(&["run", "--rm", "--network=none", "bb", "sh", "-c", ""]);
+    let error = host.refused("VolumeDriver.Mount", &json!({ "Name": "there", "ID": "x" }));
+    assert!(error.contains("cluster"), "{error}");
+
+    ceph.start_mon(0);
+    ceph.start_osd(0);
+    // Not before: reading waits like everything else.
+    let before = written().len();
+    eventually("the writer goes on", || written().len() > before + 8);
+    assert_eq!(host.docker(&["inspect", "-f", "{{.State.Running}}", &writer]), "true");
+    eventually("the plugin finds the cluster", || {
+        host.inspect("there")["Status"].get("stale").is_none()
+    });
+    assert_eq!(host.in_container("there", "echo back > /v/f; cat /v/f"), "back");
+    // Line after line, all of them.
+    host.docker(&["rm", "-f", &writer]);
+    let log = host.in_container("mounted", "cat /v/log");
+    for (line, number) in log.lines().zip(1..) {
+        assert_eq!(line, number.to_string(), "{log}");
+    }
+    for name in ["there", "mounted"] {
+        host.docker(&["volume", "rm", name]);
+    }
     assert_eq!(ceph.rbd(&["ls"]), "");
 }
