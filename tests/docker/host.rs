@@ -15,6 +15,9 @@ use crate::support::{Ceph, Ran, run, run_in};
 /// Longer than anything takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Where the mappings of a host are. Short: the path of a socket below it may have 107 bytes.
+pub(crate) const MAPPINGS: &str = "m";
+
 /// The plugin's name, as Docker knows it.
 pub(crate) const DRIVER: &str = "ceph-native";
 
@@ -105,7 +108,7 @@ impl Host {
     fn own_command(&self) -> Command {
         let mut command = Command::new(program());
         command.arg("--settings").arg(self.dir.join("settings.toml"));
-        command.env("RBD_NBD_RS_STATE", self.dir.join("mappings"));
+        command.env("RBD_NBD_RS_STATE", self.dir.join(MAPPINGS));
         command.envs(&self.env);
         command
     }
@@ -218,7 +221,7 @@ impl Host {
     pub(crate) fn ours(&self, args: &[&str]) -> Ran {
         let settings = self.dir.join("settings.toml");
         let args = [&["--settings", settings.to_str().unwrap()], args].concat();
-        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &self.dir.join("mappings"))], 120)
+        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &self.dir.join(MAPPINGS))], 120)
     }
 
     /// A call of the plugin's protocol: the whole answer, as text.
@@ -269,7 +272,7 @@ impl Host {
 
     /// Process ids of this host's mappings.
     pub(crate) fn mappings(&self) -> Vec<u32> {
-        let state = self.dir.join("mappings");
+        let state = self.dir.join(MAPPINGS);
         let mut pids = Vec::new();
         for entry in fs::read_dir(state).into_iter().flatten().flatten() {
             if let Ok(text) = fs::read_to_string(entry.path().join("mapping.json")) {
@@ -347,7 +350,7 @@ impl Drop for Host {
         }
         for device in self.devices() {
             let mapper = Path::new(&program()).with_file_name("rbd-nbd-rs");
-            let state = self.dir.join("mappings");
+            let state = self.dir.join(MAPPINGS);
             let args = ["unmap", "--force", &device];
             run_in(mapper.to_str().unwrap(), &args, &[("RBD_NBD_RS_STATE", &state)], 60);
         }
@@ -360,7 +363,7 @@ impl Drop for Host {
 impl Host {
     fn devices(&self) -> Vec<String> {
         let mut devices = Vec::new();
-        for entry in fs::read_dir(self.dir.join("mappings")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.dir.join(MAPPINGS)).into_iter().flatten().flatten() {
             if let Ok(text) = fs::read_to_string(entry.path().join("mapping.json")) {
                 let mapping: Value = serde_json::from_str(&text).unwrap_or_default();
                 devices.extend(mapping["device"].as_str().map(str::to_owned));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::host::{DRIVER, Host, eventually, signal};
+use crate::host::{DRIVER, Host, MAPPINGS, eventually, signal};
 use crate::one_osd;
 use crate::support::{Ran, run};
 
@@ -170,7 +170,7 @@ fn two_dockers_share_a_volume_by_turns_and_a_host_that_died_is_fenced_first() {
     // The thawed one tries to write what is dirty, and finds out that it is fenced.
     let mut syncing = Command::new("sync").args(["-f", &a.mounts()[0]]).spawn().unwrap();
     let log = |host: &Host| {
-        let folders = fs::read_dir(host.dir.join("mappings")).unwrap().flatten();
+        let folders = fs::read_dir(host.dir.join(MAPPINGS)).unwrap().flatten();
         folders.filter_map(|folder| fs::read_to_string(folder.path().join("log")).ok()).collect()
     };
     eventually("it notices", || {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::host::{DRIVER, Host, eventually, mounts_below, program};
+use crate::host::{DRIVER, Host, MAPPINGS, eventually, mounts_below, program};
 use crate::one_osd;
 use crate::support::run;
 
@@ -95,9 +95,9 @@ fn no_write_waits_while_the_managed_plugin_is_disabled_and_upgraded() {
     let mut host = Host::bare(ceph, "managed", "");
     // Only this host has them where a plugin has them always.
     let line = format!(
-        "mkdir -p /etc/ceph /run/rbd-nbd-rs {dir}/mappings
+        "mkdir -p /etc/ceph /run/rbd-nbd-rs {dir}/{MAPPINGS}
         mount --bind {ceph} /etc/ceph
-        mount --bind {dir}/mappings /run/rbd-nbd-rs",
+        mount --bind {dir}/{MAPPINGS} /run/rbd-nbd-rs",
         dir = host.dir.display(),
         ceph = ceph.dir().display(),
     );
