@@ -230,6 +230,11 @@ impl Lock {
         Some(0)
     }
 
+    /// Whether another client waits for it to be handed on.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state().requested
+    }
+
     /// Another client says that it has the lock.
     pub(super) fn acquired_by(&self, client: ClientId) {
         let mut state = self.state();

@@ -12,7 +12,7 @@ use proto::rbd::{Features, names};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::admin::{self, Notes, Progress};
+use super::admin::{self, ERESTART, Notes, Progress};
 use super::lock::{Tried, Use};
 use super::{Image, Inner, header};
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,6 @@ const TELL: Duration = Duration::from_millis(500);
 /// How many requests that are done are remembered, should they be sent again.
 const REMEMBERED: usize = 64;
 
-const ERESTART: i32 = 85;
 const EOPNOTSUPP: i32 = 95;
 
 /// What was asked of the owner, and what we do for others.
@@ -66,6 +65,8 @@ enum Asked {
     Done(Result<()>),
     /// Nobody does it: it is to be asked again.
     Nobody,
+    /// The owner has begun it, and handed the lock on.
+    Begun,
 }
 
 impl Requests {
@@ -124,19 +125,26 @@ impl Image {
 
     /// Does it here, or has the lock's owner do it.
     async fn have_done(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
-        let id = RequestId {
-            client: self.0.client_id(),
-            number: self.0.requests.last.fetch_add(1, Ordering::Relaxed) + 1,
-        };
-        let begun = Instant::now();
+        let mut id = self.0.next_request();
+        let mut heard = Instant::now();
         let mut asked = false;
         loop {
             if !self.header().features.contains(Features::EXCLUSIVE_LOCK) {
                 return self.perform(what, progress).await;
             }
+            let mut telling = |done, total| {
+                heard = Instant::now();
+                progress(done, total);
+            };
             let owner = match self.0.inner.try_lock().await? {
-                Tried::Ours(_usage) => {
-                    let done = self.perform(what, progress).await;
+                Tried::Ours(usage) => {
+                    let done = self.perform(what, &mut telling).await;
+                    if matches!(&done, Err(error) if error.kind() == Kind::Os(ERESTART)) {
+                        // Another client gets the lock, and is asked for the rest.
+                        drop(usage);
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
+                    }
                     // Whoever was asked before may have done it, and not lived to tell.
                     return if asked { done_before(what, done) } else { done };
                 }
@@ -145,7 +153,7 @@ impl Image {
             if let Some(refused) = owner.refuses(&self.spec()) {
                 return Err(refused);
             }
-            match self.0.ask_for(what, id, progress).await? {
+            match self.0.ask_for(what, id, &mut telling).await? {
                 // One of before Quincy.
                 Asked::Done(Err(error))
                     if error.kind() == Kind::Unsupported
@@ -157,13 +165,15 @@ impl Image {
                     self.refresh().await?;
                     return if asked { done_before(what, done) } else { done };
                 }
-                Asked::Nobody if begun.elapsed() > PATIENCE => {
+                Asked::Nobody if heard.elapsed() > PATIENCE => {
                     let what = format!(
                         "image {}: {owner} has the exclusive lock and does not do what is asked",
                         self.spec()
                     );
                     return Err(Error::new(Kind::TimedOut, what));
                 }
+                // By that number the owner would know only that it was begun.
+                Asked::Begun => (asked, id) = (true, self.0.next_request()),
                 Asked::Nobody => asked = true,
             }
             tokio::time::sleep(AGAIN).await;
@@ -234,6 +244,12 @@ fn done_before(what: &Maintenance, done: Result<()>) -> Result<()> {
 }
 
 impl Inner {
+    /// A number for something that is asked of the owner.
+    fn next_request(&self) -> RequestId {
+        let number = self.requests.last.fetch_add(1, Ordering::Relaxed) + 1;
+        RequestId { client: self.client_id(), number }
+    }
+
     /// Asks the owner, and waits until it is done.
     async fn ask_for(
         &self,
@@ -259,21 +275,22 @@ impl Inner {
             let what = format!("image {}: the owner of its exclusive lock", self.spec());
             Asked::Done(Err(Error::from_errno(errno, what)))
         };
-        let retried = |errno: i32| errno == -ERESTART || errno == -Kind::TimedOut.errno();
+        let outcome = |errno: i32| match errno {
+            0 => Asked::Done(Ok(())),
+            errno if errno == -ERESTART => Asked::Begun,
+            errno if errno == -Kind::TimedOut.errno() => Asked::Nobody,
+            errno => failed(errno),
+        };
         match self.ask_owner(&Notice::Request(what.clone(), Some(id))).await? {
             None => return Ok(Asked::Nobody),
-            Some(errno) if retried(errno) => return Ok(Asked::Nobody),
-            Some(errno) if errno < 0 => return Ok(failed(errno)),
+            Some(errno) if errno < 0 => return Ok(outcome(errno)),
             Some(_) => {}
         }
         loop {
             match tokio::time::timeout(SILENCE, events.recv()).await {
                 Ok(Some(Event::Progress(done, total))) => progress(done, total),
-                Ok(Some(Event::Done(0))) => return Ok(Asked::Done(Ok(()))),
-                Ok(Some(Event::Done(errno))) if !retried(errno) => return Ok(failed(errno)),
-                Ok(Some(Event::Done(_) | Event::Moved) | None) | Err(_) => {
-                    return Ok(Asked::Nobody);
-                }
+                Ok(Some(Event::Done(errno))) => return Ok(outcome(errno)),
+                Ok(Some(Event::Moved) | None) | Err(_) => return Ok(Asked::Nobody),
             }
         }
     }
@@ -333,6 +350,10 @@ impl Inner {
     fn finish(&self, id: RequestId, result: i32) {
         let mut table = self.requests.table();
         table.under_way.remove(&id);
+        // Who asks again with the same number, when the lock is ours again, wants it done.
+        if result == -ERESTART {
+            return;
+        }
         table.done.push_back((id, result));
         if table.done.len() > REMEMBERED {
             table.done.pop_front();
@@ -371,6 +392,10 @@ impl Image {
         };
         match self.perform(what, &mut progress).await {
             Ok(()) => 0,
+            Err(error) if error.kind() == Kind::Os(ERESTART) => {
+                tracing::info!(image = self.spec(), %error, "others go on with it");
+                -ERESTART
+            }
             Err(error) => {
                 tracing::warn!(image = self.spec(), %error, "for another client");
                 match error.kind() {

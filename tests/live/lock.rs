@@ -307,12 +307,18 @@ fn a_map_that_cannot_be_changed_becomes_invalid() {
 
 /// fio on librbd that writes slowly and for long.
 pub(crate) fn librbd_writer(ceph: &Ceph, image: &str) -> Child {
+    librbd_writer_with(ceph, image, &[])
+}
+
+/// The same, with more in its environment.
+pub(crate) fn librbd_writer_with(ceph: &Ceph, image: &str, envs: &[(&str, &str)]) -> Child {
     let name = format!("--rbdname={image}");
     let child = ceph
         .command("fio")
         .args(["--name=w", "--ioengine=rbd", "--clientname=admin", "--pool=rbd", &name])
         .args(["--rw=randwrite", "--bs=4k", "--size=64M", "--iodepth=4", "--rate_iops=50"])
         .args(["--time_based", "--runtime=600"])
+        .envs(envs.iter().copied())
         .current_dir(ceph.dir())
         .stdin(Stdio::null())
         .stdout(Stdio::null())

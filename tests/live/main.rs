@@ -11,6 +11,7 @@ mod data;
 mod dns;
 mod examples;
 mod faults;
+mod flatten;
 mod fsx;
 mod guest;
 mod images;

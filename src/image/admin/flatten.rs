@@ -2,43 +2,59 @@
 //! (`librbd/operation/FlattenRequest.cc`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use proto::msg::object::SnapContext;
 use proto::msg::op::Op;
 use proto::rbd::cls::DetachParent;
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{Features, ObjectState};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::children::{detach_child, or_none};
+use super::object_map::Claim;
 use super::objects::Progress;
 use super::snapshots::{announce, writable};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::Image;
 use crate::image::copyup::{copy_op, hint, snapshot_states};
+use crate::image::live::{Access, Live};
 use crate::image::object_map::update_at;
-use crate::image::parent::{Parent, shows};
+use crate::image::parent::shows;
 
-/// Copies what the image shows of its parent, and does without it from then on. It may be read and written meanwhile.
+/// How long flattening goes on although others want the exclusive lock: so that it comes to an end even among clients
+/// that want it all the time.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether writes may go out again.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// What an operation ends with that another owner of the lock has to begin anew.
+pub(in crate::image) const ERESTART: i32 = 85;
+
+/// Copies what the image shows of its parent, and does without it from then on. It may be read and written, snapshots
+/// may be taken and its size changed meanwhile.
 ///
 /// Cancel-safe: what was begun is finished by doing it again.
 ///
 /// # Errors
-/// [`Kind::Invalid`] if it is no clone.
+/// [`Kind::Invalid`] if it is no clone; errno `ERESTART` if the exclusive lock is wanted by another client, which then
+/// has to be asked ([`Image::maintain`] sees to that).
 pub async fn flatten(image: &Image, progress: Progress<'_>) -> Result<()> {
     writable(image)?;
     let doing = format!("image {}", image.spec());
-    let live = image.0.current.get();
-    let Some(link) = live.header.parent.clone() else {
+    let header = image.header();
+    let Some(link) = header.parent.clone() else {
         return Err(Error::new(Kind::Invalid, format!("{doing} is no clone")));
     };
-    if live.parent.is_some() {
-        let objects = live.header.layout.objects(link.overlap);
-        copy_up(image, 0, objects, progress).await.context(&doing)?;
-    }
-    let deep = live.header.features.contains(Features::DEEP_FLATTEN);
+    let objects = header.layout.objects(link.overlap);
+    copy_up(image, Copied::Shown, (0, objects), progress).await.context(&doing)?;
+    let header = image.header();
+    let deep = header.features.contains(Features::DEEP_FLATTEN);
     // Snapshots of an image that is not flattened deeply show the parent as before. What the parent is told comes
     // first: afterwards nothing says any more that it knows of a clone.
-    if deep || live.header.snap_context.snaps.is_empty() {
+    if deep || header.snap_context.snaps.is_empty() {
         detach_child(image.pool(), image.id(), &link.parent).await.context(&doing)?;
     }
     let object = names::header(image.id());
@@ -47,27 +63,37 @@ pub async fn flatten(image: &Image, progress: Progress<'_>) -> Result<()> {
     announce(image).await.context(doing)
 }
 
+/// Which objects are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// Those that the image shows: not those that go because it shrinks at the same time.
+    Shown,
+    /// Those that it shows no longer, too, because its snapshots do.
+    All,
+}
+
 /// Makes those objects from `begin` to `end` of the parent that are not there, for the head and for every snapshot.
 pub(super) async fn copy_up(
     image: &Image,
-    begin: u64,
-    end: u64,
+    which: Copied,
+    (begin, end): (u64, u64),
     progress: Progress<'_>,
 ) -> Result<()> {
-    let live = image.0.current.get();
-    let Some(parent) = live.parent.clone() else { return Ok(()) };
-    let window = image.cluster().config().rbd.concurrent_management_ops;
-    let mut objects =
-        (begin..end).filter(|object| shows(&live.header.layout, *object, live.overlap()));
+    let window = image.cluster().config().rbd.concurrent_management_ops.max(1);
+    let mut objects = begin..end;
     let mut in_flight = JoinSet::new();
     let mut failed: Option<Error> = None;
     let (mut done, total) = (0, end - begin);
+    let begun = Instant::now();
     progress(0, total);
     loop {
+        if which == Copied::Shown && begun.elapsed() >= KEEP && image.0.lock.is_wanted() {
+            failed.get_or_insert_with(|| Error::from_errno(-ERESTART, "the lock is handed on"));
+        }
         while failed.is_none() && (in_flight.len() as u64) < window {
             let Some(object) = objects.next() else { break };
-            let (image, parent) = (image.clone(), Arc::clone(&parent));
-            in_flight.spawn(async move { copy_up_one(&image, &parent, object).await });
+            let image = image.clone();
+            in_flight.spawn(async move { copy_up_one(&image, which, object).await });
         }
         match in_flight.join_next().await {
             None => return failed.map_or(Ok(()), Err),
@@ -83,9 +109,15 @@ pub(super) async fn copy_up(
     }
 }
 
-async fn copy_up_one(image: &Image, parent: &Parent, object: u64) -> Result<()> {
-    let live = image.0.current.get();
+async fn copy_up_one(image: &Image, which: Copied, object: u64) -> Result<()> {
+    // As long as it is held no snapshot is taken whose map would not know of the object, and no parent cut.
+    let (live, held) = changing(image).await?;
     let header = &live.header;
+    let gone = which == Copied::Shown && object >= header.layout.objects(live.size);
+    let Some(parent) = &live.parent else { return Ok(()) };
+    if gone || !shows(&header.layout, object, live.overlap()) {
+        return Ok(());
+    }
     let mut names = DataNames::new(&header.object_prefix);
     let name = String::from_utf8_lossy(names.of(object)).into_owned();
     let absent = live.map.as_ref().is_some_and(|map| map.is_absent(object));
@@ -97,22 +129,39 @@ async fn copy_up_one(image: &Image, parent: &Parent, object: u64) -> Result<()> 
     if !something {
         return Ok(());
     }
-    let snaps = &live.snap_context;
     if header.features.contains(Features::OBJECT_MAP) {
-        update_maps(image, object).await?;
+        update_maps(image, &live, object).await?;
     }
     // Before all snapshots, so that each of them has it.
-    let under = match snaps.snaps.is_empty() {
-        true => Arc::clone(snaps),
+    let under = match held.snaps.is_empty() {
+        true => Arc::clone(&held),
         false => Arc::default(),
     };
     let ops = vec![copy, hint(&header.layout)];
     image.data_pool().operate_write_with_snaps(&name, ops, under).await.map(drop)
 }
 
+/// The image as it is, once it may be written to, and what keeps changes of it waiting.
+async fn changing(image: &Image) -> Result<(Arc<Live>, Arc<SnapContext>)> {
+    let mut live = image.0.current.get();
+    loop {
+        let held = image.0.current.hold(&mut live);
+        if let Some(refusal) = live.denied.as_ref().or(live.refusal.as_ref()) {
+            return Err(Error::new(refusal.kind, refusal.why.clone()));
+        }
+        if !live.waits() {
+            return Ok((live, held));
+        }
+        drop(held);
+        if live.access == Access::Waiting && !image.0.lock.is_held() {
+            return Err(Error::from_errno(-ERESTART, "the lock was handed on"));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// No map says that an object is absent that is about to be made.
-async fn update_maps(image: &Image, object: u64) -> Result<()> {
-    let live = image.0.current.get();
+async fn update_maps(image: &Image, live: &Live, object: u64) -> Result<()> {
     let fast_diff = live.header.features.contains(Features::FAST_DIFF);
     for (snap, state) in snapshot_states(&live.snap_context, fast_diff) {
         let map = names::object_map(image.id(), snap);
@@ -128,9 +177,10 @@ async fn update_maps(image: &Image, object: u64) -> Result<()> {
         true => ObjectState::Clean,
         false => ObjectState::Exists,
     };
-    if map.state(object) == ObjectState::Absent {
-        image.0.on_disk_map().update((object, object + 1), state, None).await?;
-        map.set(object, state);
+    // Whoever writes to it at the same time waits, or was first: then it has changed since the snapshots.
+    let claim = Claim::take(image, map, object).await;
+    if claim.state() == ObjectState::Absent {
+        claim.set(state).await?;
     }
     Ok(())
 }

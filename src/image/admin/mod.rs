@@ -33,6 +33,7 @@ pub use self::create::{CreateOptions, create, supported};
 pub use self::details::{Details, LockKind, ParentName, Snapshot, group_names};
 pub use self::diff::{DiffOptions, Difference, diff};
 pub use self::features::update_features;
+pub(super) use self::flatten::ERESTART;
 pub use self::flatten::flatten;
 pub use self::locks::{Locker, Locks, add_lock, locks, remove_lock};
 pub use self::metadata::{CONFIG_PREFIX, Notes};

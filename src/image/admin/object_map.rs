@@ -150,11 +150,13 @@ impl Maps {
             while next < total && under_way.len() < window {
                 let name = String::from_utf8_lossy(names.of(next)).into_owned();
                 let (pool, object) = (image.data_pool().clone(), next);
-                let claim = head.map(|map| Claim::new(image, Arc::clone(map), object));
+                let (image, head) = (image.clone(), head.cloned());
                 under_way.spawn(async move {
-                    // Before it is looked at: whoever writes to it from now on waits.
-                    if let Some(claim) = &claim {
-                        claim.take().await;
+                    // Before it is looked at: whoever writes to it from now on waits, and nobody relies on what it is.
+                    let mut claim = None;
+                    if let Some(map) = &head {
+                        claim = Some(Claim::take(&image, map, object).await);
+                        map.set(object, ObjectState::Pending);
                     }
                     let snaps = list_snaps(&pool, &name).await;
                     (object, claim, snaps)
@@ -168,8 +170,10 @@ impl Maps {
             for ((_, map), state) in maps.iter_mut().zip(&states) {
                 map.set(object, *state);
             }
-            if let (Some(claim), Some(state)) = (claim, states.last()) {
-                claim.set(image, *state).await?;
+            if let (Some(claim), Some(state)) = (claim, states.last())
+                && object < image.layout().objects(image.size())
+            {
+                claim.set(*state).await?;
             }
             done += 1;
             progress(done, total);
@@ -182,32 +186,30 @@ impl Maps {
 }
 
 /// The sole right to change the state of an object in the head's map.
-struct Claim {
+pub(super) struct Claim {
     image: Image,
     map: Arc<ObjectMap>,
     object: u64,
 }
 
 impl Claim {
-    fn new(image: &Image, map: Arc<ObjectMap>, object: u64) -> Self {
-        Self { image: image.clone(), map, object }
-    }
-
-    async fn take(&self) {
-        while !self.map.begin(self.object) {
+    /// Waits until nobody else has it.
+    pub(super) async fn take(image: &Image, map: &Arc<ObjectMap>, object: u64) -> Self {
+        while !map.begin(object) {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        // Nobody relies on it while it is looked at.
-        self.map.set(self.object, ObjectState::Pending);
+        Self { image: image.clone(), map: Arc::clone(map), object }
     }
 
-    async fn set(&self, image: &Image, state: ObjectState) -> Result<()> {
-        let disk: OnDisk<'_> = image.0.on_disk_map();
-        let objects = image.layout().objects(image.size());
-        if self.object < objects {
-            disk.update((self.object, self.object + 1), state, None).await?;
-            self.map.set(self.object, state);
-        }
+    pub(super) fn state(&self) -> ObjectState {
+        self.map.state(self.object)
+    }
+
+    /// Changes it, on disk first.
+    pub(super) async fn set(&self, state: ObjectState) -> Result<()> {
+        let disk: OnDisk<'_> = self.image.0.on_disk_map();
+        disk.update((self.object, self.object + 1), state, None).await?;
+        self.map.set(self.object, state);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use proto::rbd::cls::SetSize;
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{ObjectState, notify};
 
-use super::flatten::copy_up;
+use super::flatten::{Copied, copy_up};
 use super::objects::{Progress, change};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::object_map::{MAX_OBJECTS, ObjectMap};
@@ -98,7 +98,8 @@ async fn keep_for_snapshots(image: &Image, size: u64) -> Result<()> {
     let layout = header.layout;
     let set = layout.object_size() * layout.stripe_count();
     let begin = size / set * layout.stripe_count();
-    copy_up(image, begin, layout.objects(link.overlap).max(begin), &mut |_, _| {}).await
+    let end = layout.objects(link.overlap).max(begin);
+    copy_up(image, Copied::All, (begin, end), &mut |_, _| {}).await
 }
 
 /// Removes objects that are beyond the new end, and cuts those that are across it.
