@@ -15,15 +15,15 @@ const MEGABYTES: u64 = 64;
 const SLOWLY: &str = "--rbd-concurrent-management-ops=1";
 
 impl Ceph {
-    /// A clone with all features of a parent of its own, all of whose 512 objects are there; and its bytes.
+    /// A clone with all features of a parent of its own, all of whose 2048 objects are there; and its bytes.
     fn full_clone(&self, clone: &str) -> Vec<u8> {
         let file = self.dir().join(format!("{clone}.random"));
         random_file(&file, MEGABYTES << 20);
         let parent = format!("{clone}-parent");
-        let import = ["import", "--no-progress", "--object-size", "128K"];
+        let import = ["import", "--no-progress", "--object-size", "32K"];
         self.rbd(&[&import[..], &[file.to_str().unwrap(), &parent]].concat());
         self.rbd(&["snap", "create", "--no-progress", &format!("{parent}@snap")]);
-        let args = ["clone", "--rbd-default-clone-format", "2", "--object-size", "128K"];
+        let args = ["clone", "--rbd-default-clone-format", "2", "--object-size", "32K"];
         self.rbd(&[&args[..], &[&format!("{parent}@snap"), clone]].concat());
         std::fs::read(file).unwrap()
     }
