@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use crate::support::{Ceph, Ran};
+use crate::on_each_release;
+use crate::support::{Ceph, Ran, program, run_in};
 use crate::verbs::{printed_alike, refused_alike};
-use crate::{on_each_release, sha256};
 
 /// One of the two programs.
 type Program = fn(&Ceph, &[&str]) -> Ran;
@@ -16,14 +16,6 @@ fn ours(ceph: &Ceph, args: &[&str]) -> Ran {
 
 fn theirs(ceph: &Ceph, args: &[&str]) -> Ran {
     ceph.run("rbd", args)
-}
-
-/// What an image or snapshot holds, as librbd sees it.
-fn content(ceph: &Ceph, spec: &str) -> String {
-    let file = ceph.dir().join("streamed");
-    let _ = std::fs::remove_file(&file);
-    ceph.rbd(&["export", "--no-progress", spec, file.to_str().unwrap()]);
-    sha256(&file)
 }
 
 #[test]
@@ -43,7 +35,7 @@ fn what_has_changed_goes_from_one_image_to_another() {
         ceph.rbd(&["resize", "--no-progress", "--size", "70M", "changing"]);
         bench("64K");
         ceph.rbd(&["snap", "create", "--no-progress", "changing@two"]);
-        let wanted = ["one", "two"].map(|snap| content(ceph, &format!("changing@{snap}")));
+        let wanted = ["one", "two"].map(|snap| ceph.exported(&format!("changing@{snap}")));
         assert_ne!(wanted[0], wanted[1]);
         let ways: [(&str, Program, Program); 3] =
             [("to-rbd", ours, theirs), ("from-rbd", theirs, ours), ("between", ours, ours)];
@@ -58,9 +50,9 @@ fn what_has_changed_goes_from_one_image_to_another() {
             assert_eq!(refused_alike(ceph, &["import-diff", &second, &copy]).lines().count(), 1);
             import(ceph, &["import-diff", "--no-progress", &first, &copy]).ok();
             import(ceph, &["import-diff", "--no-progress", &second, &copy]).ok();
-            let found = ["one", "two"].map(|snap| content(ceph, &format!("{copy}@{snap}")));
+            let found = ["one", "two"].map(|snap| ceph.exported(&format!("{copy}@{snap}")));
             assert_eq!(found, wanted, "{name}");
-            assert_eq!(content(ceph, &copy), wanted[1], "{name}");
+            assert_eq!(ceph.exported(&copy), wanted[1], "{name}");
             ceph.check_object_map(&copy);
             // What it ends at is there.
             refused_alike(ceph, &["import-diff", &second, &copy]);
@@ -70,7 +62,7 @@ fn what_has_changed_goes_from_one_image_to_another() {
         ceph.rbd(&["merge-diff", "--no-progress", &part("1"), &part("2"), &part("merged")]);
         ceph.rbd(&["create", "changed-merged", "--size", "1M"]);
         ceph.ours(&["import-diff", "--no-progress", &part("merged"), "changed-merged"]).ok();
-        assert_eq!(content(ceph, "changed-merged@two"), wanted[1]);
+        assert_eq!(ceph.exported("changed-merged@two"), wanted[1]);
         let backwards = ["--from-snap", "two", "changing@one"];
         let nowhere = file("nowhere");
         ceph.ours(&[&["export-diff"], &backwards[..], &[&nowhere]].concat()).refused();
@@ -110,6 +102,29 @@ fn images_are_named_in_every_way_that_scripts_know() {
     ] {
         ceph.ours(args).ok();
     }
+    // What options name is not looked for among the words.
+    let file = |name: &str| ceph.dir().join(name).to_str().unwrap().to_owned();
+    for (nth, program) in [theirs, ours].into_iter().enumerate() {
+        let [whole, diff, second] =
+            ["named-whole", "named-diff", "named-second"].map(|name| file(&format!("{name}{nth}")));
+        program(ceph, &["export", "--image", "n4", "-p", "named", &whole]).ok();
+        program(ceph, &["export", "named/n4", "--path", &second]).ok();
+        assert_eq!(std::fs::read(whole).unwrap(), [0]);
+        program(ceph, &["export-diff", "--image", "n4", "-p", "named", &diff]).ok();
+        program(ceph, &["export-diff", "--path", &file(&format!("d{nth}")), "named/n4"]).ok();
+        program(ceph, &["import-diff", "--path", &diff, "named/n4"]).ok();
+        program(ceph, &["import-diff", "--image", "named/n4", &diff]).ok();
+    }
+    ceph.ours(&["export", "--image", "named/n4", "--path", &file("n"), "more"]).refused();
+    // An image that several clients write to.
+    let shared = ["create", "--size", "1M", "--image-shared", "--image-feature"];
+    let features = "layering,exclusive-lock,object-map,fast-diff,journaling";
+    ceph.create_pool("shared");
+    for (program, image) in [(ours as Program, "shared/ours"), (theirs, "shared/theirs")] {
+        program(ceph, &[&shared[..], &[features, image]].concat()).ok();
+        let info = ceph.run("rbd", &["info", "--format", "json", image]).json();
+        assert_eq!(info["features"], serde_json::json!(["layering"]), "{image}");
+    }
     printed_alike(ceph, &["-p", "named", "ls"]);
     assert_eq!(ceph.rbd(&["ls", "named"]), "n1\nn2\nn3\nn4\nn5\n");
     assert!(!ceph.rbd(&["info", "named/n5"]).contains("exclusive-lock"));
@@ -147,4 +162,90 @@ fn images_are_named_in_every_way_that_scripts_know() {
     let of_id = ["-p", "named", "--image-id", id, "--snap", "s"];
     ceph.ours(&[&["snap", "protect"], &of_id[..]].concat()).ok();
     assert!(ceph.rbd(&["snap", "ls", "-p", "named", "--image-id", id]).contains("yes"));
+}
+
+/// Images with their snapshots, protection and notes, there and back.
+#[test]
+fn images_go_with_their_snapshots_from_one_program_to_another() {
+    on_each_release(|ceph| {
+        let file = |name: &str| ceph.dir().join(name).to_str().unwrap().to_owned();
+        let bench = |image: &str| {
+            let io = ["--io-type", "write", "--io-pattern", "rand", "--io-total", "1M"];
+            ceph.rbd(&[&["bench", image], &io[..]].concat());
+        };
+        let striped = ["--stripe-unit", "64K", "--stripe-count", "4"];
+        for (image, options) in [("whole", &["--object-size", "1M"][..]), ("wide", &striped)] {
+            ceph.rbd(&[&["create", image, "--size", "16M"], options].concat());
+            bench(image);
+            ceph.rbd(&["snap", "create", "--no-progress", &format!("{image}@one")]);
+            ceph.rbd(&["snap", "protect", &format!("{image}@one")]);
+            ceph.rbd(&["resize", "--no-progress", "--size", "24M", image]);
+            bench(image);
+            ceph.rbd(&["snap", "create", "--no-progress", &format!("{image}@two")]);
+            let shrink = ["--allow-shrink", "--size", "9M", image];
+            ceph.rbd(&[&["resize", "--no-progress"], &shrink[..]].concat());
+            bench(image);
+            ceph.rbd(&["image-meta", "set", image, "key", "a value"]);
+            let specs = ["", "@one", "@two"];
+            let wanted = specs.map(|snap| ceph.exported(&format!("{image}{snap}")));
+            let like = |image: &str| {
+                let info = ceph.run("rbd", &["info", "--format", "json", image]).json();
+                let keys = ["size", "order", "features", "stripe_unit", "stripe_count"];
+                let snaps = ceph.run("rbd", &["snap", "ls", "--format", "json", image]).json();
+                let snaps = snaps.as_array().unwrap().iter();
+                let snaps = snaps
+                    .map(|snap| format!("{} {} {}", snap["name"], snap["size"], snap["protected"]));
+                (keys.map(|key| info[key].clone()), snaps.collect::<Vec<_>>())
+            };
+            let ways: [(&str, Program, Program); 3] =
+                [("to-rbd", ours, theirs), ("from-rbd", theirs, ours), ("between", ours, ours)];
+            for (name, export, import) in ways {
+                let (copy, stream) =
+                    (format!("{image}-{name}"), file(&format!("stream-{image}-{name}")));
+                let format = ["--no-progress", "--export-format", "2"];
+                export(ceph, &[&["export"], &format[..], &[image, &stream]].concat()).ok();
+                import(ceph, &[&["import"], &format[..], &[&stream, &copy]].concat()).ok();
+                let found = specs.map(|snap| ceph.exported(&format!("{copy}{snap}")));
+                assert_eq!(found, wanted, "{copy}");
+                assert_eq!(like(&copy), like(image), "{copy}");
+                assert_eq!(ceph.rbd(&["image-meta", "get", &copy, "key"]).trim(), "a value");
+                ceph.check_object_map(&copy);
+                // Half of it is no image, and leaves none.
+                let whole = std::fs::read(&stream).unwrap();
+                std::fs::write(&stream, &whole[..whole.len() - 1]).unwrap();
+                let cut = ceph.ours(&[&["import"], &format[..], &[&stream, "half"]].concat());
+                assert!(cut.refused().contains("cut short"));
+                assert!(!ceph.rbd(&["ls"]).contains("half"));
+                ceph.rbd(&["snap", "unprotect", &format!("{copy}@one")]);
+                ceph.rbd(&["snap", "purge", "--no-progress", &copy]);
+                ceph.rbd(&["rm", "--no-progress", &copy]);
+            }
+            ceph.rbd(&["snap", "unprotect", &format!("{image}@one")]);
+        }
+        // A snapshot alone is none of these; and what cannot be read whole leaves no file.
+        let nowhere = file("half");
+        let two = ["--export-format", "2"];
+        ceph.ours(&[&["export", "whole@one", &nowhere], &two[..]].concat()).refused();
+        ceph.ours(&[&["export", "whole@absent", &nowhere], &two[..]].concat()).refused();
+        assert!(!Path::new(&nowhere).exists());
+        // Nor does what does not fit.
+        let narrow = file("narrow");
+        std::fs::create_dir(&narrow).unwrap();
+        for verb in ["export", "export --export-format 2", "export-diff"] {
+            let ours = format!("{} {verb} whole {narrow}/file", program());
+            let script = format!(
+                "mount -t tmpfs -o size=64k none {narrow} && ! {ours} && test -z \"$(ls {narrow})\""
+            );
+            let conf = ceph.conf();
+            let envs = [("CEPH_CONF", conf.as_path())];
+            let ran = run_in("unshare", &["-m", "sh", "-c", &script], &envs, 60);
+            assert!(ran.err.contains("No space left"), "{ran}");
+            ran.ok();
+        }
+        std::fs::remove_dir(narrow).unwrap();
+        for image in ["whole", "wide"] {
+            ceph.rbd(&["snap", "purge", "--no-progress", image]);
+            ceph.rbd(&["rm", "--no-progress", image]);
+        }
+    });
 }

@@ -72,6 +72,14 @@ pub(crate) async fn defaults(cluster: &Cluster, size: u64) -> Result<CreateOptio
     })
 }
 
+/// What images cannot have that several clients write to at the same time (`RBD_FEATURES_SINGLE_CLIENT`).
+const SINGLE_CLIENT: Features = Features(
+    Features::EXCLUSIVE_LOCK.0
+        | Features::OBJECT_MAP.0
+        | Features::FAST_DIFF.0
+        | Features::JOURNALING.0,
+);
+
 impl NewImage {
     /// What was asked for, and the rest as it is otherwise.
     pub(crate) async fn options(
@@ -92,8 +100,7 @@ impl NewImage {
                 self.features.iter().fold(Features::default(), |all, some| all | *some);
         }
         if self.image_shared {
-            let single = [Features::EXCLUSIVE_LOCK, Features::OBJECT_MAP, Features::FAST_DIFF];
-            options.features = single.iter().fold(options.features, |left, one| left - *one);
+            options.features = options.features - SINGLE_CLIENT;
         }
         if self.stripe_unit.is_some() || self.stripe_count.is_some() {
             options.stripe_unit = self.stripe_unit.unwrap_or(0);

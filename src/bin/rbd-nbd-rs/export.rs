@@ -1,32 +1,34 @@
 //! `export`: writes an image to a file or to standard output.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write};
 
 use bytes::Bytes;
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
+use ceph_native::image::admin::{Details, Notes};
 use ceph_native::image::transfer::{Reader, nonzero};
-use ceph_native::image::{Image, Segment};
+use ceph_native::image::{Image, OpenOptions as OpenImage, Segment, Version};
 use tokio::sync::mpsc;
 
+use crate::diff_stream::{Changes, to_stream};
+use crate::import::failed;
 use crate::progress::Progress;
+use crate::records::{self, ImageHeader};
 use crate::snap::closed;
-use crate::spec::SnapArgs;
+use crate::spec::{FileArgs, Spec};
 
 /// Exports an image or a snapshot to a file. Zeros become holes of the file.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Export {
+    /// The image or snapshot, then the file ("-" for standard output; the image's name if it is left out).
+    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE[@SNAP], PATH", num_args = 0..=2)]
+    words: Vec<String>,
     #[command(flatten)]
-    image: SnapArgs,
-    /// The file; "-" for standard output. The image's name if it is left out.
-    #[arg(value_name = "PATH")]
-    file: Option<String>,
-    /// The file, as an option.
-    #[arg(long, value_name = "PATH")]
-    path: Option<String>,
-    /// Format of the file: only 1, the bare content, is built.
+    names: FileArgs,
+    /// Format of the file: 1, the bare content, or 2, an image with all its snapshots.
     #[arg(long, value_name = "FORMAT", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=2))]
     export_format: u8,
     /// Show no progress.
     #[arg(long)]
@@ -43,25 +45,119 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Export {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
-        if self.export_format != 1 {
-            let what = format!("export format {} is not built yet", self.export_format);
-            return Err(Error::new(Kind::Unsupported, what));
-        }
-        let spec = self.image.spec()?.with_image()?;
-        let path = self.path.as_ref().or(self.file.as_ref()).unwrap_or(&spec.image).clone();
-        let image = spec.open(cluster, true).await?;
+        let (spec, path) = self.names.image_then_file(&self.words)?;
+        let path = path.unwrap_or_else(|| spec.image.clone());
         let progress = Progress::new("Exporting image", !self.no_progress);
-        let done = match path.as_str() {
-            "-" => export(&image, Sink::Pipe(Box::new(io::stdout())), &progress).await,
-            path => match OpenOptions::new().write(true).create_new(true).open(path) {
-                Ok(file) => export(&image, Sink::File(file), &progress).await,
-                Err(error) => Err(failed(path, error)),
-            },
-        };
-        closed(image, done).await?;
+        match self.export_format {
+            1 => {
+                let image = spec.open(cluster, true).await?;
+                let done = match path.as_str() {
+                    "-" => export(&image, Sink::Pipe(Box::new(io::stdout())), &progress).await,
+                    path => {
+                        to_file(path, async |file| {
+                            export(&image, Sink::File(file), &progress).await
+                        })
+                        .await
+                    }
+                };
+                closed(image, done).await?;
+            }
+            _ => export_whole(cluster, spec, &path, &progress).await?,
+        }
         progress.finish();
         Ok(())
     }
+}
+
+/// Has a new file filled, and removes it if that fails.
+pub(crate) async fn to_file(path: &str, fill: impl AsyncFnOnce(File) -> Result<()>) -> Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    let file = file.map_err(|error| failed(path, error))?;
+    fill(file).await.inspect_err(|_| drop(fs::remove_file(path)))
+}
+
+/// Has a thread write what is sent, which may wait for whoever reads a pipe. It is told of the end by `None`, unless
+/// what is sent ends with an error.
+pub(crate) async fn written<T: Send + 'static>(
+    mut put: impl FnMut(Option<T>) -> io::Result<()> + Send + 'static,
+    send: impl AsyncFnOnce(&mpsc::Sender<T>) -> Result<()>,
+) -> Result<()> {
+    let (pieces, mut waiting) = mpsc::channel::<T>(WAITING);
+    let writer = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        while let Some(piece) = waiting.blocking_recv() {
+            put(Some(piece))?;
+        }
+        put(None)
+    });
+    let sent = send(&pieces).await;
+    drop(pieces);
+    let written = writer.await.map_err(|error| gone().with_source(error))?;
+    // If that failed, it is why nothing more was sent.
+    written.map_err(|error| failed("writing", error))?;
+    sent
+}
+
+/// What is sent has nobody who takes it.
+pub(crate) fn gone() -> Error {
+    Error::new(Kind::Closed, "the thread that writes ended")
+}
+
+/// Writes an image with its users' snapshots, one after the other, and its notes.
+async fn export_whole(
+    cluster: &Cluster,
+    spec: Spec,
+    path: &str,
+    progress: &Progress,
+) -> Result<()> {
+    if spec.snap.is_some() {
+        let what = "export format 2 is for an image with all its snapshots";
+        return Err(Error::new(Kind::Invalid, what).with_hint("--export-format 1"));
+    }
+    let image = spec.open(cluster, true).await?;
+    let done = to_stream(path, async |pieces| {
+        let details = Details::read(image.pool(), image.id()).await?;
+        let snapshots = details.snapshots(image.pool()).await?;
+        let layout = details.header.layout;
+        let header = ImageHeader {
+            order: Some(layout.order().into()),
+            features: Some(details.header.features.0),
+            stripe_unit: layout.stripe_unit(),
+            stripe_count: layout.stripe_count(),
+            notes: Notes::Image(image.id()).list(image.pool()).await?,
+            streams: snapshots.len() as u64 + 1,
+        };
+        pieces.send(header.encode()).await.map_err(|_| gone())?;
+        let mut from = None;
+        let streams = header.streams;
+        for (nth, snapshot) in (0..).zip(&snapshots) {
+            let version = Version::SnapshotId(snapshot.info.id);
+            let options = OpenImage { read_only: true, version, ..OpenImage::default() };
+            let at = Image::open_by_id(image.pool(), image.id(), &options).await?;
+            let name = snapshot.info.name.clone();
+            let to = Some((name.clone(), snapshot.protected));
+            let since = from.replace(name);
+            let done = send_whole(&at, since, to, pieces, (nth, streams), progress).await;
+            closed(at, done).await?;
+        }
+        send_whole(&image, from, None, pieces, (streams - 1, streams), progress).await
+    })
+    .await;
+    closed(image, done).await
+}
+
+/// Sends one of so many streams of an image.
+async fn send_whole(
+    image: &Image,
+    from: Option<String>,
+    to: Option<(String, bool)>,
+    pieces: &mpsc::Sender<Bytes>,
+    (nth, streams): (u64, u64),
+    progress: &Progress,
+) -> Result<()> {
+    let version = records::Version::Two;
+    let changes = Changes { from, to, whole_objects: false, version };
+    let mut tell = |done, total| progress.set_part((nth, streams), (done, total));
+    changes.send(image, pieces, &mut tell).await
 }
 
 /// Where an image goes.
@@ -106,23 +202,13 @@ impl Sink {
     }
 }
 
-/// Reads the image and has a thread write it, which may wait for whoever reads a pipe.
 async fn export(image: &Image, mut sink: Sink, progress: &Progress) -> Result<()> {
     let size = image.size();
-    let (pieces, mut waiting) = mpsc::channel::<Piece>(WAITING);
-    let writer = tokio::task::spawn_blocking(move || -> io::Result<()> {
-        while let Some(piece) = waiting.blocking_recv() {
-            sink.put(&piece)?;
-        }
-        sink.end(size)
-    });
-    let read = send(image, &pieces, progress).await;
-    drop(pieces);
-    let written = writer.await.map_err(|error| {
-        Error::new(Kind::Closed, "the thread that writes ended").with_source(error)
-    })?;
-    written.map_err(|error| failed("writing", error))?;
-    read
+    let put = move |piece: Option<Piece>| match piece {
+        Some(piece) => sink.put(&piece),
+        None => sink.end(size),
+    };
+    written(put, async |pieces| send(image, pieces, progress).await).await
 }
 
 async fn send(image: &Image, pieces: &mpsc::Sender<Piece>, progress: &Progress) -> Result<()> {
@@ -136,10 +222,7 @@ async fn send(image: &Image, pieces: &mpsc::Sender<Piece>, progress: &Progress) 
                     let begin = at + offset;
                     let hole = begin - written;
                     written = begin + data.len() as u64;
-                    // The writer has failed, and says why.
-                    if pieces.send(Piece { hole, data }).await.is_err() {
-                        return Ok(());
-                    }
+                    pieces.send(Piece { hole, data }).await.map_err(|_| gone())?;
                 }
             }
             at += length;
@@ -147,10 +230,5 @@ async fn send(image: &Image, pieces: &mpsc::Sender<Piece>, progress: &Progress) 
         progress.set(at, size);
     }
     let last = Piece { hole: size - written, data: Bytes::new() };
-    let _ = pieces.send(last).await;
-    Ok(())
-}
-
-fn failed(what: &str, error: io::Error) -> Error {
-    Error::new(Kind::from_errno(error.raw_os_error().unwrap_or(5)), what).with_source(error)
+    pieces.send(last).await.map_err(|_| gone())
 }

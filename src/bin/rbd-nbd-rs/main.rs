@@ -25,6 +25,7 @@ mod object_map;
 mod osd_map;
 mod output;
 mod progress;
+mod records;
 mod remove;
 mod rename;
 mod resize;

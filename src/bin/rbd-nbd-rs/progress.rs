@@ -25,6 +25,12 @@ impl Progress {
         self.0.set_position(done);
     }
 
+    /// So much is done of one of so many parts, counted from 0, which take as long each.
+    pub(crate) fn set_part(&self, (part, parts): (u64, u64), (done, total): (u64, u64)) {
+        let done = u128::from(done.min(total)) * 1000 / u128::from(total.max(1));
+        self.set(part * 1000 + done as u64, parts * 1000);
+    }
+
     /// All is done.
     pub(crate) fn finish(&self) {
         self.0.finish();

@@ -70,6 +70,22 @@ pub(crate) struct SnapArgs {
     snap: Option<String>,
 }
 
+/// Names an image or one of its snapshots, and a file: words that are told apart by what options name.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct FileArgs {
+    #[command(flatten)]
+    parts: PoolParts,
+    /// Image name.
+    #[arg(long)]
+    image: Option<String>,
+    /// Snapshot name.
+    #[arg(long)]
+    snap: Option<String>,
+    /// The file, as an option.
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+}
+
 /// Names an image or snapshot, and another one that is made of it.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PairArgs {
@@ -242,6 +258,45 @@ impl SnapArgs {
     }
 }
 
+impl FileArgs {
+    /// What is meant by words of which the first is the image, and the second the file, as far as options name neither.
+    pub(crate) fn image_then_file(&self, words: &[String]) -> Result<(Spec, Option<String>)> {
+        let mut words = words.iter().map(String::as_str);
+        let image = self.spec(&mut words)?;
+        let file = self.file(&mut words);
+        all_used(words)?;
+        Ok((image, file))
+    }
+
+    /// The other way round.
+    pub(crate) fn file_then_image(&self, words: &[String]) -> Result<(Option<String>, Spec)> {
+        let mut words = words.iter().map(String::as_str);
+        let file = self.file(&mut words);
+        let image = self.spec(&mut words)?;
+        all_used(words)?;
+        Ok((file, image))
+    }
+
+    fn spec<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Result<Spec> {
+        let text = if self.image.is_none() { words.next() } else { None };
+        let mut spec = Spec::from_parts(text, &self.parts, self.image.as_deref())?;
+        spec.snap = spec.snap.take().or_else(|| self.snap.clone());
+        spec.with_image()
+    }
+
+    fn file<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Option<String> {
+        self.path.clone().or_else(|| words.next().map(str::to_owned))
+    }
+}
+
+/// Refuses words that nobody looked at.
+pub(crate) fn all_used<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<()> {
+    match words.next() {
+        None => Ok(()),
+        Some(word) => Err(Error::new(Kind::Invalid, format!("too many arguments: {word:?}"))),
+    }
+}
+
 impl PairArgs {
     /// What is meant; each has an image's name, or that of the source if the destination lacks one.
     pub(crate) fn pair(&self) -> Result<(Spec, Spec)> {
@@ -250,9 +305,7 @@ impl PairArgs {
         let mut source = Spec::from_parts(first, &self.parts, self.image.as_deref())?;
         source.snap = source.snap.take().or_else(|| self.snap.clone());
         let dest = self.dest.spec(specs.next())?;
-        if specs.next().is_some() {
-            return Err(Error::new(Kind::Invalid, "too many arguments"));
-        }
+        all_used(specs)?;
         Ok((source.with_image()?, dest))
     }
 }
@@ -408,5 +461,29 @@ mod tests {
         );
         let snap = ImageArgs { spec: Some("i@s".to_owned()), ..ImageArgs::default() };
         assert_eq!(snap.spec().unwrap_err().errno(), 22);
+    }
+
+    #[test]
+    fn words_are_what_options_do_not_name() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let (i, f) = (spec(None, "", "i", None), Some("f".to_owned()));
+        let named = |image: Option<&str>, path: Option<&str>| FileArgs {
+            image: image.map(str::to_owned),
+            path: path.map(str::to_owned),
+            ..FileArgs::default()
+        };
+        for (args, image_first, file_first) in [
+            (named(None, None), "i f", "f i"),
+            (named(Some("i"), None), "f", "f"),
+            (named(None, Some("f")), "i", "i"),
+            (named(Some("i"), Some("f")), "", ""),
+        ] {
+            let parsed = args.image_then_file(&words(image_first)).unwrap();
+            assert_eq!(parsed, (i.clone(), f.clone()), "{args:?}");
+            let parsed = args.file_then_image(&words(file_first)).unwrap();
+            assert_eq!(parsed, (f.clone(), i.clone()), "{args:?}");
+            assert!(args.image_then_file(&words(&format!("{image_first} more"))).is_err());
+        }
+        assert_eq!(named(None, None).image_then_file(&words("i")).unwrap(), (i, None));
     }
 }

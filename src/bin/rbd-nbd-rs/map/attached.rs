@@ -40,6 +40,9 @@ const OFFER: Duration = Duration::from_secs(20);
 /// How long the kernel's NBD client may take from being seen to being ready.
 const LOADING: Duration = Duration::from_secs(2);
 
+/// How long others may take to load it: anybody who may read the folder that they lock can lock it for ever.
+const TURN: Duration = Duration::from_secs(10);
+
 /// How a device is to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
@@ -399,7 +402,7 @@ fn load_nbd() -> bool {
     if !sysfs::has_nbd() {
         // One after the other: of several that load it at once, one is told that it is done, and the others that it
         // could not be, before it is.
-        let turn = File::open("/sys/module").and_then(|turn| turn.lock().map(|()| turn));
+        let turn = File::open("/sys/module").ok().filter(take_turn);
         if !sysfs::has_nbd() {
             let mut modprobe = std::process::Command::new("modprobe");
             let _ = modprobe.arg("nbd").stderr(std::process::Stdio::null()).status();
@@ -412,6 +415,18 @@ fn load_nbd() -> bool {
         std::thread::sleep(Duration::from_millis(10));
     }
     sysfs::has_nbd()
+}
+
+/// Waits for those who load it already. False if it is there then, or if they take too long.
+fn take_turn(turn: &File) -> bool {
+    let deadline = Instant::now() + TURN;
+    while turn.try_lock().is_err() {
+        if sysfs::has_nbd() || Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 fn netlink() -> Result<Netlink> {
