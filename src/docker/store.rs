@@ -38,6 +38,9 @@ const DESCRIPTION: &str = "ceph-native.volume";
 /// The metadata about where it is mounted.
 const MOUNT: &str = "ceph-native.mount";
 
+/// What the metadata about a host begin with that has it mounted for reading only; the host's id follows.
+const READER: &str = "ceph-native.reader.";
+
 /// The lock of the host that has it mounted.
 const LOCK: &str = "ceph-native.mount";
 
@@ -158,6 +161,16 @@ pub struct Holder {
 #[serde(default)]
 struct Mount {
     host_id: String,
+    /// Of the clients that carry its data.
+    addresses: Vec<String>,
+}
+
+/// Where a volume is mounted for reading only, as its metadata say. It takes no lock: that a reader is there is said by
+/// its watch alone, and this only says whose that is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Reader {
+    host: String,
     /// Of the clients that carry its data.
     addresses: Vec<String>,
 }
@@ -484,6 +497,54 @@ impl Store {
         let values = BTreeMap::from([(MOUNT.to_owned(), json(&mount)?)]);
         let ops = vec![call(&assert), call(&SetMetadata { values })];
         pool.operate_write(&names::header(&found.id), ops).await.map(drop)
+    }
+
+    /// Writes down which clients carry the data of a volume that is mounted here for reading only.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being written.
+    pub async fn note_reader(
+        &self,
+        found: &Found,
+        host_id: &str,
+        host: &str,
+        clients: &[Watcher],
+    ) -> Result<()> {
+        let pool = self.pool(&found.place).await?;
+        let addresses = clients.iter().map(|client| admin::address_text(&client.addr)).collect();
+        let reader = Reader { host: host.to_owned(), addresses };
+        let values = BTreeMap::from([(format!("{READER}{host_id}"), json(&reader)?)]);
+        pool.call(&names::header(&found.id), &SetMetadata { values }).await.map(drop)
+    }
+
+    /// Forgets that a volume is mounted here for reading only.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being forgotten.
+    pub async fn forget_reader(&self, found: &Found, host_id: &str) -> Result<()> {
+        let pool = self.pool(&found.place).await?;
+        let remove = RemoveMetadata { name: format!("{READER}{host_id}") };
+        gone_is_fine(pool.call(&names::header(&found.id), &remove).await)
+    }
+
+    /// The hosts that have noted that they have a volume mounted for reading only, by the addresses of their clients.
+    /// Notes of hosts that died stay: they tell nothing of who has no watch.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being read.
+    pub async fn readers(&self, found: &Found) -> Result<BTreeMap<String, String>> {
+        let pool = self.pool(&found.place).await?;
+        let mut hosts = BTreeMap::new();
+        for (name, text) in admin::Notes::Image(&found.id).list(&pool).await? {
+            // What cannot be read was not written by us.
+            if name.starts_with(READER)
+                && let Ok(reader) = serde_json::from_slice::<Reader>(&text)
+            {
+                let addresses = reader.addresses.into_iter();
+                hosts.extend(addresses.map(|address| (address, reader.host.clone())));
+            }
+        }
+        Ok(hosts)
     }
 
     /// Fences clients: after this, nothing that they send is applied any more.

@@ -96,6 +96,9 @@ pub struct OpenOptions {
     pub version: Version,
     /// Take the exclusive lock at once, and keep it whoever asks. Fails if its owner does the same.
     pub exclusive: bool,
+    /// Let others see that it is in use, and follow what they change, though it is opened for reading only (librbd does
+    /// neither). Who may not write to the cluster goes without.
+    pub watched: bool,
 }
 
 /// An open image. Cheap to clone.
@@ -113,10 +116,11 @@ struct Open {
     tasks: Mutex<Option<Tasks>>,
 }
 
-/// What goes on while the image is open for writing.
+/// What goes on while the image is open.
 struct Tasks {
-    keeper: Keeper,
     watcher: Watcher,
+    /// If it is open for writing.
+    keeper: Option<Keeper>,
 }
 
 impl Open {
@@ -269,8 +273,14 @@ impl Image {
         });
         let image = Self(Arc::new(Open { inner, tasks: Mutex::default() }));
         let _ = image.0.open.set(Arc::downgrade(&image.0));
-        if !read_only {
-            image.watch().await.context(&opening)?;
+        if !read_only || options.watched && snapshot.is_none() {
+            match image.watch().await {
+                // A key with `profile rbd-read-only` reads as ever.
+                Err(error) if read_only && error.kind() == Kind::PermissionDenied => {
+                    tracing::debug!(image = image.spec(), %error, "in use unseen by others");
+                }
+                watched => watched.context(&opening)?,
+            }
         }
         if options.exclusive
             && let Err(error) = image.lock_exclusively().await
@@ -295,8 +305,8 @@ impl Image {
             watcher.close().await;
             return Err(error);
         }
-        let keeper = Keeper::spawn(Arc::clone(&self.0.inner));
-        *self.0.tasks() = Some(Tasks { keeper, watcher });
+        let keeper = (!self.0.read_only).then(|| Keeper::spawn(Arc::clone(&self.0.inner)));
+        *self.0.tasks() = Some(Tasks { watcher, keeper });
         Ok(())
     }
 
@@ -322,8 +332,10 @@ impl Image {
     /// For the last one who uses it: without the watch, changes by others go unnoticed. Not cancel-safe.
     pub async fn close(self) {
         let tasks = self.0.tasks().take();
-        if let Some(Tasks { keeper, watcher }) = tasks {
-            keeper.close().await;
+        if let Some(Tasks { watcher, keeper }) = tasks {
+            if let Some(keeper) = keeper {
+                keeper.close().await;
+            }
             watcher.close().await;
         }
     }

@@ -1,7 +1,7 @@
 //! Watching an image's header, as every client that writes does: so others see that it is in use, and tell it when its
 //! size, snapshots or features change (`src/librbd/ImageWatcher.cc`).
 //!
-//! One task per image that is open for writing. It ends with the image.
+//! One task per image that is open for writing, or for reading where others are to see it. It ends with the image.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -87,6 +87,59 @@ fn two_hosts_that_make_one_volume_at_once_make_one() {
     }
 }
 
+#[test]
+fn what_is_only_read_elsewhere_is_neither_removed_nor_brought_back() {
+    let (a, b) = (Host::start(one_osd(), "alpha", ""), Host::start(one_osd(), "beta", ""));
+    let c = Host::start(one_osd(), "gamma", "");
+    a.called("VolumeDriver.Create", &json!({ "Name": "origin", "Opts": { "size": "128M" } }));
+    fs::write(a.mount("origin", "x").join("file"), "read").unwrap();
+    a.unmount("origin", "x");
+    let create = json!({ "Name": "read", "Opts": { "from": "origin", "read-only": "true" } });
+    a.called("VolumeDriver.Create", &create);
+    a.ours(&["snapshot", "read", "then"]).ok();
+    // Any number of hosts, and each is told apart.
+    assert_eq!(fs::read_to_string(b.mount("read", "x").join("file")).unwrap(), "read");
+    let who = |host| format!("mounted for reading on host {host}, through 127.");
+    let told = a.ours(&["who", "read"]).ok();
+    assert!(told.contains(&who("beta")) && told.lines().count() == 1, "{told}");
+    c.mount("read", "x");
+    let told = a.ours(&["who", "read"]).ok();
+    assert!(told.contains(&who("beta")) && told.contains(&who("gamma")), "{told}");
+    c.unmount("read", "x");
+
+    let remove = json!({ "Name": "read" });
+    let used = "it is mounted for reading on host beta (127.";
+    for _ in 0..2 {
+        let refused = a.refused("VolumeDriver.Remove", &remove);
+        assert!(refused.contains(used), "{refused}");
+        let refused = a.ours(&["restore", "read", "then"]).refused();
+        assert!(refused.contains(used), "{refused}");
+        // Neither leaves anything that would keep anybody out.
+        c.mount("read", "y");
+        c.unmount("read", "y");
+    }
+    // Nor does it go to the trash, or out of a volume's hands, while it is read.
+    let adopt = json!({ "Name": "adopted", "Opts": { "image": "adopt", "read-only": "true" } });
+    let trash = json!({ "Name": "trash", "Opts": { "from": "origin", "trash": "true", "read-only": "true" } });
+    one_osd().rbd(&["snap", "create", "--no-progress", "origin@s"]);
+    one_osd().rbd(&["cp", "--no-progress", "origin@s", "adopt"]);
+    one_osd().rbd(&["snap", "rm", "--no-progress", "origin@s"]);
+    for create in [&adopt, &trash] {
+        a.called("VolumeDriver.Create", create);
+        b.mount(create["Name"].as_str().unwrap(), "x");
+        let refused = a.refused("VolumeDriver.Remove", create);
+        assert!(refused.contains("reading on host beta"), "{refused}");
+        b.unmount(create["Name"].as_str().unwrap(), "x");
+        a.called("VolumeDriver.Remove", create);
+    }
+    b.unmount("read", "x");
+    assert_eq!(a.ours(&["who", "read"]).ok().trim(), "nobody");
+    assert!(!one_osd().rbd(&["image-meta", "ls", "read"]).contains("reader"));
+    a.ours(&["restore", "read", "then"]).ok();
+    a.ours(&["snapshot", "read", "then", "--remove"]).ok();
+    a.called("VolumeDriver.Remove", &remove);
+}
+
 /// Starts a container that writes to a volume, and stays.
 fn start(host: &Host, volume: &str, line: &str) -> Ran {
     let mount = format!("type=volume,src={volume},dst=/v,volume-driver={DRIVER}");

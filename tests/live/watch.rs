@@ -129,15 +129,32 @@ fn others_see_that_an_image_is_in_use() {
         assert_eq!(ceph.watchers("used"), 1);
         let refused = ceph.run("rbd", &["rm", "--no-progress", "used"]).refused();
         assert!(refused.contains("image still has watchers"), "{refused}");
-        // Readers don't count.
+        // Readers, too, which librbd's are not; but not those of a snapshot, nor those who may only read.
         let reader = ceph.serve(&["--read-only", "rbd/used"]);
-        assert_eq!(ceph.watchers("used"), 1);
+        assert_eq!(ceph.watchers("used"), 2);
+        ceph.rbd(&["snap", "create", "--no-progress", "used@s"]);
+        let caps = ["mon", "profile rbd", "osd", "profile rbd-read-only"];
+        ceph.ceph(&[&["auth", "add", "client.reader"], &caps[..]].concat());
+        let keyring = ceph.dir().join("reader.keyring");
+        ceph.ceph(&["auth", "get", "client.reader", "-o", keyring.to_str().unwrap()]);
+        let as_reader = ["--id", "reader", "--keyring", keyring.to_str().unwrap()];
+        let unseen = [
+            ceph.serve(&["rbd/used@s"]),
+            ceph.serve(&[&as_reader[..], &["--read-only", "rbd/used"]].concat()),
+        ];
+        assert_eq!(ceph.watchers("used"), 2);
+        drop(unseen);
+        ceph.rbd(&["snap", "rm", "--no-progress", "used@s"]);
         // Whoever ends politely is gone at once, and so is whoever only came to change something.
         serve.terminate();
-        assert_eq!(ceph.watchers("used"), 0);
+        assert_eq!(ceph.watchers("used"), 1);
+        let refused = ceph.run("rbd", &["rm", "--no-progress", "used"]).refused();
+        assert!(refused.contains("image still has watchers"), "{refused}");
+        // A reader's size is the image's, as soon as whoever changed it is done.
         ceph.ours(&["resize", "--size", "16M", "--no-progress", "rbd/used"]).ok();
+        assert_eq!(size(&reader.uri("rbd/used")), 16 << 20);
+        reader.terminate();
         assert_eq!(ceph.watchers("used"), 0);
-        drop(reader);
         ceph.rbd(&["rm", "--no-progress", "used"]);
     });
 }

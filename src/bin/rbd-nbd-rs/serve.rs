@@ -122,7 +122,8 @@ impl Serve {
             }
             (name, None) => name.map_or(Version::Head, Version::Snapshot),
         };
-        let options = OpenOptions { read_only: self.read_only, version, exclusive: self.exclusive };
+        let Self { read_only, exclusive, .. } = *self;
+        let options = OpenOptions { read_only, version, exclusive, watched: true };
         Image::open(&pool, &spec.image, &options).await
     }
 

@@ -88,10 +88,21 @@ impl Volumes {
     }
 
     async fn bring_up(&self, mut found: Found, attached: &mut Attached, user: &str) -> Result<()> {
-        if !attached.read_only {
-            self.take(&found).await?;
-            self.must_be_unused(&found).await?;
-        }
+        let before = match attached.read_only {
+            true => {
+                // Who holds the lock is about to change it, or died over that.
+                if self.held_elsewhere(&found).await?.is_some() {
+                    self.take(&found).await?;
+                    self.give_back(&found).await;
+                }
+                self.store.watchers(&found).await?
+            }
+            false => {
+                self.take(&found).await?;
+                self.must_be_unused(&found).await?;
+                Vec::new()
+            }
+        };
         let in_cinder = found.description.cinder.clone();
         let connection = match &in_cinder {
             Some(of) => {
@@ -106,7 +117,13 @@ impl Volumes {
         if in_cinder.is_some() {
             steps::done("mount: mapped");
         }
-        if !attached.read_only {
+        if attached.read_only {
+            self.show_reader(&found, &before).await;
+            // From here on whoever takes the lock sees that it is in use; it may just have been taken.
+            if let Some(holder) = self.held_elsewhere(&found).await? {
+                return Err(mounted_elsewhere(&holder));
+            }
+        } else {
             // Only then can another host fence what writes here; so nothing is written before.
             let clients = self.store.watchers(&found).await?;
             self.store.note_mount(&found, &self.host_id, &clients).await?;
@@ -140,6 +157,24 @@ impl Volumes {
             tracing::warn!(volume = found.name, %error, "its file system cannot grow");
         }
         Ok(())
+    }
+
+    /// Which other host holds a volume's lock.
+    async fn held_elsewhere(&self, found: &Found) -> Result<Option<Holder>> {
+        let holder = self.store.holder(found).await?;
+        Ok(holder.filter(|holder| holder.host_id != self.host_id))
+    }
+
+    /// Has other hosts know whose watch it is that was not there before. A key that may only read cannot, and has none.
+    async fn show_reader(&self, found: &Found, before: &[Watcher]) {
+        let shown = async {
+            let mut clients = self.store.watchers(found).await?;
+            clients.retain(|client| !before.contains(client));
+            self.store.note_reader(found, &self.host_id, &self.settings.host, &clients).await
+        };
+        if let Err(error) = shown.await {
+            tracing::debug!(volume = found.name, %error, "other hosts are not told who reads it");
+        }
     }
 
     async fn fill_unmounted(&self, found: &mut Found, device: &str) -> Result<()> {
@@ -263,24 +298,28 @@ impl Volumes {
             }
             false => true,
         };
-        if !attached.read_only {
-            let given_back = async {
-                if let Some(found) = self.find(&attached.name).await? {
-                    self.give_back(&found).await;
+        let given_back = async {
+            match self.find(&attached.name).await? {
+                Some(found) if attached.read_only => {
+                    self.store.forget_reader(&found, &self.host_id).await?;
                 }
-                Ok::<_, Error>(())
-            };
-            // If it isn't, the next to mount it finds that no client of this host has it open.
-            match tokio::time::timeout(TIDY, given_back).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(volume = attached.name, %error, "its lock is not given back");
-                }
-                Err(_) => tracing::warn!(volume = attached.name, "its lock is not given back yet"),
+                Some(found) => self.give_back(&found).await,
+                None => {}
             }
-            if attached.cinder.is_none() && told {
-                steps::done("unmount: unlocked");
+            Ok::<_, Error>(())
+        };
+        // If it isn't, the next to mount it finds that no client of this host has it open.
+        match tokio::time::timeout(TIDY, given_back).await {
+            Ok(Ok(())) => {}
+            // It was never noted.
+            Ok(Err(error)) if attached.read_only && error.kind() == Kind::PermissionDenied => {}
+            Ok(Err(error)) => {
+                tracing::warn!(volume = attached.name, %error, "its lock is not given back");
             }
+            Err(_) => tracing::warn!(volume = attached.name, "its lock is not given back yet"),
+        }
+        if attached.cinder.is_none() && told && !attached.read_only {
+            steps::done("unmount: unlocked");
         }
         // What Cinder could not be told is kept, for when it can.
         if told { self.journal.detach(&attached.name) } else { Ok(()) }
@@ -378,7 +417,9 @@ impl Volumes {
             let watchers = self.store.watchers(found).await?;
             match watchers.first() {
                 None => return Ok(()),
-                Some(watcher) if begun.elapsed() > LOOKING => return Err(in_use(watcher)),
+                Some(watcher) if begun.elapsed() > LOOKING => {
+                    return Err(in_use(watcher, &self.store.readers(found).await?));
+                }
                 Some(_) => tokio::time::sleep(PAUSE).await,
             }
         }
@@ -393,8 +434,13 @@ fn mounted_elsewhere(holder: &Holder) -> Error {
     Error::new(Kind::Busy, format!("it is mounted on host {}{at}", holder.host))
 }
 
-fn in_use(watcher: &Watcher) -> Error {
-    let what = format!("it is in use by {} at {}", watcher.name, address_text(&watcher.addr));
+fn in_use(watcher: &Watcher, readers: &BTreeMap<String, String>) -> Error {
+    let address = address_text(&watcher.addr);
+    if let Some(host) = readers.get(&address) {
+        let what = format!("it is mounted for reading on host {host} ({address})");
+        return Error::new(Kind::Busy, what);
+    }
+    let what = format!("it is in use by {} at {address}", watcher.name);
     Error::new(Kind::Busy, what)
         .with_hint("not by this plugin; a client that crashed is forgotten after 30 s")
 }

@@ -325,7 +325,11 @@ impl Volumes {
         }
         // Nobody can mount it from here on; and nobody has.
         self.take(&found).await?;
-        let gone = self.remove_image(&found).await;
+        let gone = async {
+            self.must_be_unused(&found).await?;
+            self.remove_image(&found).await
+        };
+        let gone = gone.await;
         // An image that is still there may come back.
         if gone.is_err() || found.description.adopted || goes_to_trash(&found) {
             self.give_back(&found).await;

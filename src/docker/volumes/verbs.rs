@@ -108,9 +108,13 @@ impl Volumes {
                 lines.push(format!("mounted on host {}{own}", holder.host));
                 lines.extend(holder.addresses.iter().map(|address| format!("  through {address}")));
             }
+            let readers = this.store.readers(&found).await?;
             for watcher in this.store.watchers(&found).await? {
                 let address = address_text(&watcher.addr);
-                lines.push(format!("open by {} at {address}", watcher.name));
+                lines.push(match readers.get(&address) {
+                    Some(host) => format!("mounted for reading on host {host}, through {address}"),
+                    None => format!("open by {} at {address}", watcher.name),
+                });
             }
             if let Some(attached) = this.journal.attached(&owned) {
                 let users = attached.users.iter();

@@ -196,7 +196,7 @@ impl Daemon {
             (None, None) => Version::Head,
         };
         let Options { read_only, exclusive, .. } = self.options;
-        let options = OpenOptions { read_only, version, exclusive };
+        let options = OpenOptions { read_only, version, exclusive, watched: true };
         Image::open(&pool, &self.spec.image, &options).await
     }
 
