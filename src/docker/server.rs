@@ -24,10 +24,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 
 use super::metrics::Metrics;
 use super::protocol;
+use super::tls::Tls;
 use super::volumes::Volumes;
 use crate::error::{Error, Kind, Result};
 
@@ -51,7 +51,7 @@ pub enum Listener {
     /// TCP, which nobody but this host can reach.
     Tcp(TcpListener),
     /// TLS over TCP.
-    Tls(TcpListener, Arc<ServerConfig>),
+    Tls(TcpListener, Arc<Tls>),
 }
 
 /// What serves all sockets.
@@ -66,7 +66,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`Kind::Busy`] if somebody else does already; [`Kind::Invalid`] without TLS for what others can reach.
-    pub fn bind(text: &str, tls: Option<&Arc<ServerConfig>>) -> Result<Self> {
+    pub fn bind(text: &str, tls: Option<&Arc<Tls>>) -> Result<Self> {
         let failed = |error: io::Error| {
             let kind = Kind::from_errno(error.raw_os_error().unwrap_or(5));
             Error::new(kind, format!("listening on {text}")).with_source(error)
@@ -146,7 +146,7 @@ impl Server {
                     listener.accept().await.map(|(stream, _)| self.clone().spawn(stream, permit))
                 }
                 Listener::Tls(listener, tls) => listener.accept().await.map(|(stream, from)| {
-                    tokio::spawn(self.clone().shake_hands(stream, from, Arc::clone(tls), permit));
+                    tokio::spawn(self.clone().shake_hands(stream, from, tls.config(), permit));
                 }),
             };
             if let Err(error) = accepted {
@@ -162,7 +162,7 @@ impl Server {
         self: Arc<Self>,
         stream: TcpStream,
         from: SocketAddr,
-        tls: Arc<ServerConfig>,
+        tls: Arc<tokio_rustls::rustls::ServerConfig>,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) {
         match tokio::time::timeout(HEAD_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {

@@ -1,7 +1,8 @@
 //! TLS for sockets that other hosts can reach: both sides show a certificate.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -23,20 +24,78 @@ pub struct Files {
     client_ca: Option<PathBuf>,
 }
 
+/// What is shown to callers, and asked of them: what the files say now, as certificates are renewed under a plugin
+/// that runs.
+#[derive(Debug)]
+pub struct Tls {
+    files: [PathBuf; 3],
+    read: Mutex<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    config: Arc<ServerConfig>,
+    /// What the files were like.
+    stamps: Stamps,
+}
+
+/// By what a file is known to be another one: device, inode, size, and time of its last change.
+type Stamps = [Option<(u64, u64, u64, i64, i64)>; 3];
+
 impl Files {
     /// What they say; `None` if there are none.
     ///
     /// # Errors
     /// [`Kind::Invalid`], with the file; [`Kind::Unsupported`] on a processor that is too old.
-    pub fn load(&self) -> Result<Option<Arc<ServerConfig>>> {
-        let (cert, key, ca) = match (&self.cert, &self.key, &self.client_ca) {
+    pub fn load(&self) -> Result<Option<Arc<Tls>>> {
+        let files = match (&self.cert, &self.key, &self.client_ca) {
             (None, None, None) => return Ok(None),
-            (Some(cert), Some(key), Some(ca)) => (cert, key, ca),
+            (Some(cert), Some(key), Some(ca)) => [cert.clone(), key.clone(), ca.clone()],
             _ => {
                 let what = "[tls]: cert, key and client-ca are for each other: all are needed";
                 return Err(Error::new(Kind::Invalid, what));
             }
         };
+        let read = Mutex::new(Read::of(&files)?);
+        Ok(Some(Arc::new(Tls { files, read })))
+    }
+}
+
+impl Tls {
+    /// What holds for a connection that begins now. Files that make no sense, or are just being replaced, leave it as
+    /// it was.
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = stamps(&self.files);
+        if stamps != read.stamps {
+            match Read::of(&self.files) {
+                Ok(new) => {
+                    tracing::info!("TLS: certificates were read again");
+                    *read = new;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "TLS: certificates have changed, and are not taken");
+                    // Not said again before they change again.
+                    read.stamps = stamps;
+                }
+            }
+        }
+        Arc::clone(&read.config)
+    }
+}
+
+fn stamps(files: &[PathBuf; 3]) -> Stamps {
+    files.each_ref().map(|file| {
+        let it = std::fs::metadata(file).ok()?;
+        Some((it.dev(), it.ino(), it.size(), it.mtime(), it.mtime_nsec()))
+    })
+}
+
+impl Read {
+    fn of(files: &[PathBuf; 3]) -> Result<Self> {
+        // Before they are read: what changes in between is seen by the next to ask.
+        let stamps = stamps(files);
+        let [cert, key, ca] = files;
         if !graviola::util::is_cpu_supported() {
             let what = "[tls]: needs a processor with AES, AVX2, BMI2 and ADX, or AES of ARM's";
             return Err(Error::new(Kind::Unsupported, what));
@@ -55,7 +114,7 @@ impl Files {
         ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .and_then(|it| it.with_client_cert_verifier(verifier).with_single_cert(chain, own))
-            .map(|config| Some(Arc::new(config)))
+            .map(|config| Self { config: Arc::new(config), stamps })
             .map_err(|error| wrong(cert, error))
     }
 }

@@ -19,9 +19,9 @@ sign() {
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" -keyout $1.key -out $1.csr
     openssl x509 -req -in $1.csr -days 2 -CA $2.pem -CAkey $2.key -CAcreateserial -out $1.pem -extfile "$1.ext"
 }
-echo subjectAltName=IP:127.0.0.1 > plugin.ext
+echo subjectAltName=IP:127.0.0.1 | tee renewed.ext > plugin.ext
 echo extendedKeyUsage=clientAuth | tee docker.ext > stranger.ext
-sign plugin ca && sign docker ca && sign stranger other
+sign plugin ca && sign docker ca && sign stranger other && sign renewed ca
 "#;
 
 #[test]
@@ -94,6 +94,21 @@ fn over_tcp_only_who_has_a_certificate_is_heard() {
         assert!(ran.code != 0 && ran.out.is_empty(), "{who:?} {scheme}: {ran}");
     }
     assert!(host.log().contains("TLS: refused"), "{}", host.log());
+    // Certificates that are renewed are taken at once; half of them are not.
+    let serial = || {
+        let line = format!(
+            "openssl s_client -connect 127.0.0.1:{port} </dev/null 2>/dev/null | openssl x509 -noout -serial"
+        );
+        run("bash", &["-c", &line]).ok()
+    };
+    let before = serial();
+    assert!(before.starts_with("serial="), "{before}");
+    fs::copy(file("renewed.key"), file("plugin.key")).unwrap();
+    assert_eq!(serial(), before);
+    assert!(host.log().contains("certificates have changed, and are not taken"), "{}", host.log());
+    fs::rename(file("renewed.pem"), file("plugin.pem")).unwrap();
+    assert_ne!(serial(), before);
+    assert!(call(Some("docker"), "https").ok().contains("VolumeDriver"));
     // Whoever says nothing keeps nobody else waiting.
     let _silent = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     assert!(call(Some("docker"), "https").ok().contains("VolumeDriver"));
