@@ -200,6 +200,7 @@ mod tests {
             place: Place::new("rbd", "", name),
             id: "abc".to_owned(),
             description: Description { state: State::Ready, ..Description::default() },
+            flattening: None,
         }
     }
 

@@ -5,6 +5,8 @@
 //! advisory lock on the image's header, whose cookie is the host's id: unlike the lock of the exclusive-lock feature it
 //! is not given up on request, and it stays when the host dies, until somebody fences it.
 
+mod flattening;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use self::flattening::Flattening;
+use self::flattening::{FLATTEN, flattening_of};
 use super::cinder::InCinder;
 use super::names::{image_name, volume_name};
 use super::options::{FsType, VolumeOptions};
@@ -66,6 +70,31 @@ pub enum State {
     Ready,
     /// It is being brought back to a snapshot, or that was cut short.
     Restoring,
+    /// The same, and it has not been mounted yet.
+    RestoringNew,
+}
+
+impl State {
+    /// What it is while it is brought back to a snapshot.
+    pub(crate) fn restoring(self) -> Self {
+        match self {
+            Self::New | Self::RestoringNew => Self::RestoringNew,
+            _ => Self::Restoring,
+        }
+    }
+
+    /// What it is after that.
+    pub(crate) fn restored(self) -> Self {
+        match self {
+            Self::New | Self::RestoringNew => Self::New,
+            _ => Self::Ready,
+        }
+    }
+
+    /// Whether its content may be of two times.
+    pub(crate) fn is_restoring(self) -> bool {
+        matches!(self, Self::Restoring | Self::RestoringNew)
+    }
 }
 
 /// What makes an image a volume.
@@ -132,13 +161,16 @@ pub struct Found {
     pub id: String,
     /// What it is.
     pub description: Description,
+    /// How far it is on the way from a clone to an image of its own, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flattening: Option<Flattening>,
 }
 
 impl Found {
     /// Notes that it is what it was at a snapshot: as new as before, with a file system of whatever size it had then.
-    pub(crate) fn restored(&mut self, before: State) {
+    pub(crate) fn restored(&mut self) {
         self.description.size = 0;
-        self.description.state = if before == State::New { before } else { State::Ready };
+        self.description.state = self.description.state.restored();
     }
 }
 
@@ -358,7 +390,7 @@ impl Store {
     /// Whatever keeps its metadata from being removed.
     pub async fn disown(&self, found: &Found) -> Result<()> {
         let pool = self.pool(&found.place).await?;
-        for name in [MOUNT, DESCRIPTION] {
+        for name in [MOUNT, FLATTEN, DESCRIPTION] {
             let remove = RemoveMetadata { name: name.to_owned() };
             gone_is_fine(pool.call(&names::header(&found.id), &remove).await)?;
         }
@@ -614,6 +646,9 @@ pub fn description(description: &Description) -> Result<BTreeMap<String, Bytes>>
 pub fn description_of_clone(of: &Description) -> Result<BTreeMap<String, Bytes>> {
     let mut notes = description(of)?;
     notes.insert(MOUNT.to_owned(), json(&Mount::default())?);
+    let wanted = of.options.flatten == Some(true) && of.cinder.is_none();
+    let flattening = Flattening { wanted, host: of.host.clone(), percent: 0 };
+    notes.insert(FLATTEN.to_owned(), json(&flattening)?);
     Ok(notes)
 }
 
@@ -701,7 +736,11 @@ async fn look(pool: &Pool, image: String, id: String) -> Result<Option<Found>> {
         return Ok(None);
     }
     let place = Place::new(pool.name(), pool.namespace(), &image);
-    Ok(Some(Found { name: description.name.clone(), place, id, description }))
+    let flattening = match description.options.flatten {
+        Some(true) => flattening_of(pool, &id).await?,
+        _ => None,
+    };
+    Ok(Some(Found { name: description.name.clone(), place, id, description, flattening }))
 }
 
 type Looked = std::result::Result<Result<Option<Found>>, tokio::task::JoinError>;

@@ -54,8 +54,14 @@ fn a_volume_is_cloned_while_it_is_mounted_and_brought_back_to_a_snapshot() {
         [("now", "second"), ("then", "first"), ("larger", "first"), ("flat", "second")]
     {
         assert_eq!(has(name, "file").as_deref(), Some(text), "{name}");
-        let image = ceph.run("rbd", &["info", "--format", "json", name]).json();
-        assert_eq!(image.get("parent").is_none(), name == "flat", "{image}");
+        let is_clone = || {
+            let image = ceph.run("rbd", &["info", "--format", "json", name]).json();
+            image.get("parent").is_some()
+        };
+        match name {
+            "flat" => eventually("it is independent", || !is_clone()),
+            _ => assert!(is_clone(), "{name}"),
+        }
         let own = host.called("VolumeDriver.Get", &json!({ "Name": name }))["Volume"].clone();
         let size = if name == "larger" { 256 } else { 128 };
         assert_eq!(own["Status"]["size"], size << 20, "{own}");
@@ -89,6 +95,29 @@ fn a_volume_is_cloned_while_it_is_mounted_and_brought_back_to_a_snapshot() {
     assert!(error.contains("`ceph-native restore of SNAPSHOT`"), "{error}");
     host.ours(&["restore", "of", "one"]).ok();
     assert_eq!(has("of", "file").as_deref(), Some("first"));
+    // One that was new before is new afterwards: its first mount gives its root folder what it is to have.
+    host.called("VolumeDriver.Create", &create("new", &[("size", "64M"), ("mode", "0711")]));
+    host.ours(&["snapshot", "new", "made"]).ok();
+    let text = ceph.rbd(&["image-meta", "get", "new", key]).trim().to_owned();
+    ceph.rbd(&[
+        "image-meta",
+        "set",
+        "new",
+        key,
+        &text.replace("\"new\"", "\"restoringnew\"").replacen(
+            "\"name\":\"restoringnew\"",
+            "\"name\":\"new\"",
+            1,
+        ),
+    ]);
+    let error = host.refused("VolumeDriver.Mount", &json!({ "Name": "new", "ID": "x" }));
+    assert!(error.contains("`ceph-native restore new SNAPSHOT`"), "{error}");
+    host.ours(&["restore", "new", "made"]).ok();
+    let root = host.mount("new", "x");
+    assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o711);
+    host.unmount("new", "x");
+    host.ours(&["snapshot", "new", "made", "--remove"]).ok();
+    remove("new");
 
     // Whatever was taken for clones goes with them.
     for name in ["now", "then", "larger", "flat"] {
@@ -222,4 +251,82 @@ fn snapshots_of_clones_that_were_cut_short_are_in_nobodys_way() {
     taken(&long_ago);
     host.called("VolumeDriver.Remove", &json!({ "Name": "stale" }));
     assert!(!ceph.rbd(&["ls"]).contains("stale"));
+}
+
+/// Whoever copies a large clone does it beside all else.
+#[test]
+fn nobody_waits_for_a_clone_to_become_independent() {
+    let ceph = one_osd();
+    let mut a = Host::bare(ceph, "alpha", "work-seconds = 10\n");
+    // One object after the other: some 3000.
+    a.env.insert("CEPH_ARGS", "--rbd_concurrent_management_ops=1".to_owned());
+    a.start_plugin();
+    let b = Host::start(ceph, "beta", "");
+    let options = json!({ "size": "512M", "object-size": "64K" });
+    a.called("VolumeDriver.Create", &json!({ "Name": "large", "Opts": options }));
+    let fill = |root: &Path| {
+        let to = format!("of={}", root.join("data").display());
+        run("dd", &["if=/dev/urandom", &to, "bs=1M", "count=192", "conv=fsync", "status=none"])
+            .ok();
+    };
+    fill(&a.mount("large", "x"));
+    let sum = |root: &Path| {
+        let sum = run("sha256sum", &[root.join("data").to_str().unwrap()]).ok();
+        sum.split(' ').next().unwrap().to_owned()
+    };
+    let data = sum(&a.mount("large", "y"));
+    a.unmount("large", "x");
+    a.unmount("large", "y");
+    let flattening = |host: &Host, name: &str| {
+        let volume = host.called("VolumeDriver.Get", &json!({ "Name": name }))["Volume"].clone();
+        volume["Status"]["flattening"].as_str().map(str::to_owned)
+    };
+    let is_clone = |image: &str| {
+        ceph.run("rbd", &["info", "--format", "json", image]).json().get("parent").is_some()
+    };
+    let create = |name: &str| {
+        let options = json!({ "from": "large", "flatten": "true" });
+        a.called("VolumeDriver.Create", &json!({ "Name": name, "Opts": options }));
+        let told = flattening(&a, name).expect("it goes on by itself");
+        assert!(told.ends_with(" %, by host alpha"), "{told}");
+    };
+    create("removed");
+    create("alone");
+    create("used");
+    // Asked for once more, it is there.
+    create("used");
+    assert!(flattening(&b, "used").is_some(), "everybody is told");
+    eventually("it gets on", || flattening(&a, "used").is_none_or(|told| !told.starts_with("0 %")));
+    // It makes room for whoever removes it, brings it back or mounts it, on whatever host.
+    b.called("VolumeDriver.Remove", &json!({ "Name": "removed" }));
+    a.ours(&["snapshot", "used", "then"]).ok();
+    b.ours(&["restore", "used", "then"]).ok();
+    // Killed, it is taken up again; and at once the volume can be had.
+    a.kill_plugin();
+    a.start_plugin();
+    assert!(is_clone("used") && is_clone("alone"), "too fast to see anything");
+    assert_eq!(sum(&a.mount("used", "x")), data);
+    a.unmount("used", "x");
+    // Mounted, it is made independent by who carries its data.
+    let root = b.mount("used", "x");
+    fs::write(root.join("more"), "more").unwrap();
+    for name in ["used", "alone"] {
+        eventually("it is independent", || flattening(&a, name).is_none());
+        assert!(!is_clone(name), "{name}");
+    }
+    assert_eq!(fs::read_to_string(root.join("more")).unwrap(), "more");
+    b.unmount("used", "x");
+    for name in ["used", "alone"] {
+        assert_eq!(sum(&a.mount(name, "x")), data);
+        a.unmount(name, "x");
+        a.ours(&["fsck", name]).ok();
+    }
+    a.ours(&["snapshot", "used", "then", "--remove"]).ok();
+    eventually("what was taken for it is gone", || {
+        let snaps = ceph.run("rbd", &["snap", "ls", "--all", "--format", "json", "large"]).json();
+        snaps.as_array().unwrap().is_empty()
+    });
+    for name in ["used", "alone", "large"] {
+        b.called("VolumeDriver.Remove", &json!({ "Name": name }));
+    }
 }

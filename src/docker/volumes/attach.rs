@@ -58,7 +58,7 @@ impl Volumes {
         }
         let found = self.find_existing(name).await?;
         let found = self.finish(found).await?;
-        if found.description.state == State::Restoring {
+        if found.description.state.is_restoring() {
             let what = "it was being brought back to a snapshot, which was cut short";
             let hint = format!("`ceph-native restore {name} SNAPSHOT` once more");
             return Err(Error::new(Kind::Corrupt, what).with_hint(hint));
@@ -413,6 +413,7 @@ impl Volumes {
     /// at it is soon gone.
     pub(super) async fn must_be_unused(&self, found: &Found) -> Result<()> {
         let begun = tokio::time::Instant::now();
+        self.store.end_earlier_flattening(found, &self.host_id).await?;
         loop {
             let watchers = self.store.watchers(found).await?;
             match watchers.first() {

@@ -317,7 +317,7 @@ impl Volumes {
             // Its file system is as large as it was there.
             description.size = origin.content.min(size);
         }
-        let found = Found { name: name.to_owned(), place, id, description };
+        let found = Found { name: name.to_owned(), place, id, description, flattening: None };
         match origin {
             Some(_) => self.store.describe_copy(&found).await?,
             None => self.store.describe(&found).await?,

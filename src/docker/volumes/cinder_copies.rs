@@ -12,7 +12,7 @@ use super::copies::{RESTORE, must_be_whole};
 use crate::docker::cinder::InCinder;
 use crate::docker::filesystem as fs;
 use crate::docker::options::{Backend, VolumeOptions};
-use crate::docker::store::{Found, State};
+use crate::docker::store::Found;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::openstack::Cinder;
 use crate::openstack::cinder::Snapshot;
@@ -208,7 +208,7 @@ impl Volumes {
         }
         let before = found.description.state;
         // Half of it would be a file system of two times.
-        found.description.state = State::Restoring;
+        found.description.state = before.restoring();
         self.store.describe(found).await?;
         if let Err(error) = cinder.revert(&of.volume, &snapshot.id).await {
             if is_refusal(error.kind()) {
@@ -219,7 +219,7 @@ impl Volumes {
             return Err(error);
         }
         cinder.until(&of.volume, &["available"], deadline).await?;
-        found.restored(before);
+        found.restored();
         self.store.describe(found).await
     }
 }

@@ -138,14 +138,13 @@ impl Volumes {
                 return self.restore_in_cinder(&mut found, &of, snap).await;
             }
             let image = self.open_image(&found).await?;
-            let before = found.description.state;
             let restored = async {
                 admin::user_snapshot(&image, snap).await?;
                 // Half of it would be a file system of two times.
-                found.description.state = State::Restoring;
+                found.description.state = found.description.state.restoring();
                 self.store.describe(&found).await?;
                 admin::rollback(&image, snap, &mut |_, _| {}).await?;
-                found.restored(before);
+                found.restored();
                 self.store.describe(&found).await
             };
             let restored = restored.await;
@@ -223,26 +222,6 @@ impl Volumes {
         self.store.find_at(&found.place).await?.ok_or_else(missing)
     }
 
-    /// Makes a clone independent, if it is to be.
-    pub(super) async fn flatten_clone(&self, found: &Found) -> Result<()> {
-        // Cinder decides that of its own.
-        if found.description.options.flatten != Some(true) || found.description.cinder.is_some() {
-            return Ok(());
-        }
-        let image = self.open_image(found).await?;
-        let link = image.header().parent.clone();
-        let flattened = match link {
-            Some(_) => image.maintain(&Maintenance::Flatten, &mut |_, _| {}).await,
-            None => Ok(()),
-        };
-        image.close().await;
-        flattened.context("flattening it")?;
-        match link {
-            Some(link) => self.forget_parent(found, &link).await,
-            None => Ok(()),
-        }
-    }
-
     /// Removes the snapshot that was taken for a clone alone, if there is one: it is of no use any more.
     pub(super) async fn forget_parent(&self, found: &Found, link: &ParentLink) -> Result<()> {
         let pool = self.store.cluster().await?.pool_by_id(link.parent.pool).await?;
@@ -289,7 +268,7 @@ impl Volumes {
         Ok(Source { pool, image: place.image, snap, mountpoint: None, filled: u64::MAX })
     }
 
-    async fn open_image(&self, found: &Found) -> Result<Image> {
+    pub(super) async fn open_image(&self, found: &Found) -> Result<Image> {
         let pool = self.store.pool(&found.place).await?;
         Image::open(&pool, &found.place.image, &OpenOptions::default()).await
     }
@@ -338,7 +317,7 @@ fn must_be_cephs(found: &Found) -> Result<()> {
 /// Refuses a volume whose content is not of one time.
 pub(super) fn must_be_whole(found: &Found) -> Result<()> {
     match found.description.state {
-        State::Formatting | State::Restoring => {
+        State::Formatting | State::Restoring | State::RestoringNew => {
             let what = "it is being made, or brought back to a snapshot";
             Err(Error::new(Kind::Busy, what))
         }

@@ -4,6 +4,7 @@
 //! lock makes the file system, and writes its first bytes last. So of two hosts that make one volume one does, and the
 //! other waits; and one that was killed over it is taken over from.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::rbd::Features;
@@ -30,7 +31,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PATIENCE: u32 = 25;
 
 impl Volumes {
-    pub(super) async fn create_now(&self, name: &str, given: VolumeOptions) -> Result<()> {
+    pub(super) async fn create_now(
+        self: &Arc<Self>,
+        name: &str,
+        given: VolumeOptions,
+    ) -> Result<()> {
         let mut options = given.clone().or(&self.settings.volumes);
         // A clone is like its parent unless it is asked for otherwise, whatever new volumes are like.
         if given.from.is_some() {
@@ -44,8 +49,9 @@ impl Volumes {
             if let Some(found) = self.find(name).await? {
                 compatible(&found, &given)?;
                 let found = self.finish(found).await?;
-                self.flatten_clone(&found).await?;
-                return self.journal.learn(&found);
+                self.journal.learn(&found)?;
+                self.flatten_unasked();
+                return Ok(());
             }
             let cluster = self.store.cluster().await?;
             let origin = match given.from {
@@ -129,8 +135,13 @@ impl Volumes {
             data_pool,
             metadata: store::description(&description)?,
         };
-        let mut found =
-            Found { name: name.to_owned(), place: place.clone(), id: String::new(), description };
+        let mut found = Found {
+            name: name.to_owned(),
+            place: place.clone(),
+            id: String::new(),
+            description,
+            flattening: None,
+        };
         if options.from.is_some() {
             return self.make_clone(found, options, create).await;
         }
@@ -198,18 +209,19 @@ impl Volumes {
             host: self.settings.host.clone(),
             cinder: None,
         };
-        let found = Found { name: name.to_owned(), place, id, description };
+        let found = Found { name: name.to_owned(), place, id, description, flattening: None };
         self.store.describe(&found).await?;
         let found = self.finish(found).await?;
         self.journal.learn(&found)
     }
 
     /// Makes the file system of an image that was just made. If that is not possible, there shall be no volume.
-    async fn finish_new(&self, found: Found) -> Result<()> {
+    async fn finish_new(self: &Arc<Self>, found: Found) -> Result<()> {
         match self.finish(found.clone()).await {
             Ok(found) => {
-                self.flatten_clone(&found).await?;
-                self.journal.learn(&found)
+                self.journal.learn(&found)?;
+                self.flatten_unasked();
+                Ok(())
             }
             Err(error) => {
                 if let Err(error) = self.undo(&found).await {
@@ -438,6 +450,7 @@ mod tests {
                 options: given(&[("size", "1")]),
                 ..Description::default()
             },
+            flattening: None,
         };
         for same in [&[][..], &[("size", "1"), ("fstype", "ext4"), ("pool", "rbd")]] {
             compatible(&found, &given(same)).unwrap();

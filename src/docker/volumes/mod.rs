@@ -5,6 +5,7 @@ mod cinder;
 mod cinder_copies;
 pub(super) mod copies;
 mod create;
+mod flatten;
 mod recover;
 mod status;
 mod verbs;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use self::flatten::Flatteners;
 pub use self::status::{Usage, Volume};
 use super::cinder::Clouds;
 use super::journal::{self, Journal};
@@ -40,6 +42,7 @@ pub struct Volumes {
     busy: Locks,
     /// Who asks the cluster about a volume does; the one of the empty name is for all of them.
     asking: Locks,
+    flatteners: Flatteners,
 }
 
 /// A lock for each name.
@@ -78,6 +81,7 @@ impl Volumes {
             boot: journal::boot(),
             busy: Locks::default(),
             asking: Locks::default(),
+            flatteners: Flatteners::default(),
             settings,
         }))
     }
@@ -183,8 +187,9 @@ impl Volumes {
         })
     }
 
-    /// Returns when nothing is at work on any volume.
+    /// Returns when nothing is at work on any volume. What is made independent of its parent is left for later.
     pub async fn idle(&self) {
+        self.flatteners.stop().await;
         for lock in self.busy.all() {
             drop(lock.lock().await);
         }

@@ -25,6 +25,7 @@ impl Volumes {
             self.recover().await;
             self.complete_attachments().await;
             self.forget_lost_users(&mut unused).await;
+            self.flatten_unasked();
             if round % TRASH == TRASH - 1 && self.store.connected() {
                 let emptied = tokio::time::timeout(self.settings.work, self.store.empty_trash());
                 if let Ok(Err(error)) = emptied.await {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::Volumes;
 use crate::docker::filesystem as fs;
 use crate::docker::journal::Attached;
-use crate::docker::store::{Found, State};
+use crate::docker::store::{Flattening, Found, State};
 use crate::error::{Error, Kind, Result};
 use crate::image::admin::{Details, address_text};
 use crate::image::header::Header;
@@ -186,13 +186,17 @@ impl Volumes {
         if let (Some(from), Some(_)) = (&found.description.options.from, &header.parent) {
             say("clone-of", from.clone().into());
         }
+        if let Some(flattening) = &found.flattening {
+            let Flattening { host, percent, .. } = flattening;
+            say("flattening", format!("{percent} %, by host {host}").into());
+        }
         if let Some(holder) = &holder {
             let owner = json!({ "host": holder.host, "addresses": holder.addresses });
             say("mounted-by", owner);
         }
         let health = match (found.description.state, self.journal.attached(&found.name)) {
             (State::Formatting, _) => "its file system is not made yet",
-            (State::Restoring, _) => "not fully brought back to a snapshot",
+            (State::Restoring | State::RestoringNew, _) => "not fully brought back to a snapshot",
             (_, Some(attached)) if !attached.users.is_empty() && !self.is_live(&attached) => {
                 "in use, but not mounted any more"
             }
