@@ -1,5 +1,5 @@
-//! Making clones independent of their parents (`-o flatten`), which takes as long as they are large: so nobody waits for
-//! it, and it goes on after a restart.
+//! Making clones independent of their parents (`-o flatten`), which takes as long as they are large: so nobody waits
+//! for it, and it goes on after a restart.
 //!
 //! One plugin does it, whoever has a lock that ends by itself ([`Store::lease_flattening`]). It makes room at once for
 //! whoever takes the volume's own lock: an image that is mounted is made independent by who has it open, on request.
@@ -109,9 +109,10 @@ impl Volumes {
         }
         let image = self.open_image(found).await?;
         let flattened = tokio::select! {
-            flattened = self.flatten_image(found, &image) => flattened.map(|()| Outcome::Done),
-            interrupted = self.wanted_by_others(found, &image, before) => interrupted,
+            biased;
             _ = stopping.changed() => Ok(Outcome::Interrupted),
+            interrupted = self.wanted_by_others(found, &image, before) => interrupted,
+            flattened = self.flatten_image(found, &image) => flattened.map(|()| Outcome::Done),
         };
         image.close().await;
         // Nobody else has it meanwhile; and what is left of it ends by itself.
@@ -149,6 +150,7 @@ impl Volumes {
                 percent.store((done * 100).checked_div(total).unwrap_or(0), Ordering::Relaxed);
             };
             let flattened = tokio::select! {
+                biased;
                 flattened = image.maintain(&Maintenance::Flatten, &mut progress) => flattened,
                 failed = self.keep_noting(found, &percent) => failed,
             };
