@@ -21,7 +21,7 @@ use rustix::net::AddressFamily;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -43,6 +43,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls under way may go on when the plugin is told to end.
 pub const GRACE: Duration = Duration::from_secs(8);
 
+/// How long those may take that are answered from the journal anyway, and whoever has connected and said nothing yet.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A socket that calls come in on.
 #[derive(Debug)]
 pub enum Listener {
@@ -59,6 +62,8 @@ pub enum Listener {
 pub struct Server {
     volumes: Arc<Volumes>,
     metrics: Metrics,
+    /// Set when no connection is to take a further call. Each has a receiver for as long as it is there.
+    ending: watch::Sender<bool>,
 }
 
 impl Listener {
@@ -130,7 +135,8 @@ impl Listener {
 impl Server {
     /// A server of these volumes.
     pub fn new(volumes: Arc<Volumes>) -> Arc<Self> {
-        Arc::new(Self { volumes, metrics: Metrics::default() })
+        let (metrics, ending) = (Metrics::default(), watch::Sender::new(false));
+        Arc::new(Self { volumes, metrics, ending })
     }
 
     /// Serves a socket for ever.
@@ -176,17 +182,29 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let mut ending = self.ending.subscribe();
         tokio::spawn(async move {
             let _permit = permit;
             let service = service_fn(|request| {
                 let server = Arc::clone(&self);
                 async move { Ok::<_, std::convert::Infallible>(server.answer(request).await) }
             });
-            let served = hyper::server::conn::http1::Builder::new()
+            let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
+            let mut connection = std::pin::pin!(connection);
+            let mut served = tokio::select! {
+                biased;
+                served = &mut connection => Some(served),
+                _ = ending.changed() => None,
+            };
+            if served.is_none() {
+                // A call that is under way is answered, or whoever made it would take the plugin for dead.
+                connection.as_mut().graceful_shutdown();
+                served = Some(connection.await);
+            }
+            if let Some(Err(error)) = served {
                 tracing::debug!(%error, "a connection ended");
             }
         });
@@ -226,7 +244,11 @@ impl Server {
 
     /// Waits until no connection has a call under way, but no longer than [`GRACE`].
     pub async fn settle(&self) {
-        let idle = self.volumes.idle();
+        self.ending.send_replace(true);
+        let idle = async {
+            self.volumes.idle().await;
+            let _ = tokio::time::timeout(LAST_WORDS, self.ending.closed()).await;
+        };
         if tokio::time::timeout(GRACE, idle).await.is_err() {
             tracing::warn!(
                 "ending with calls under way: what they began is taken up at the next start"

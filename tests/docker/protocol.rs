@@ -5,7 +5,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -82,6 +85,85 @@ fn check_says_what_is_wrong() {
     assert!(check("[volumes]\nfstype = \"zfs\"").contains("expected ext4, xfs or btrfs"));
 }
 
+/// What makes a plugin of a socket that comes as standard input, as systemd does.
+fn activated(settings: &Path, socket: OwnedFd) -> Child {
+    assert!(socket.as_raw_fd() > 2);
+    let line = format!(
+        "exec 3<&0; export LISTEN_FDS=1 LISTEN_PID=$$; exec {} --settings {} plugin",
+        program(),
+        settings.display()
+    );
+    let child = Command::new("bash").args(["-c", &line]).stdin(socket).spawn().unwrap();
+    one_osd().reap(child.id());
+    child
+}
+
+/// One call on a connection of its own; the answer, nothing if there is none.
+fn call_at(socket: &Path, call: &str, body: &str) -> String {
+    let mut answer = String::new();
+    let mut stream = UnixStream::connect(socket).expect("systemd listens");
+    let head = format!("POST /{call} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    let _ = stream.write_all(request.as_bytes());
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+/// Docker would wait for 1, 2, 4 and 8 seconds after a connection that fails, and then give up.
+#[test]
+fn a_plugin_that_is_restarted_costs_docker_a_pause_and_no_error() {
+    let host = Host::bare(one_osd(), "paused", "");
+    let socket = host.dir.join("paused.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let settings = host.dir.join("settings.toml");
+    let start = || activated(&settings, listener.try_clone().unwrap().into());
+    let mut plugin = start();
+    let named = r#"{"Name": "paused", "ID": "x", "Opts": {"size": "64M"}}"#;
+    eventually("it has found the cluster", || {
+        call_at(&socket, "VolumeDriver.Create", named).contains(r#""Err":"""#)
+    });
+    let (over, calls) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let callers = ["List", "Get", "Mount", "Path"].map(|call| {
+            let (socket, over, calls) = (&socket, &over, &calls);
+            scope.spawn(move || {
+                let mut longest = Duration::ZERO;
+                while !over.load(Ordering::SeqCst) {
+                    let begun = Instant::now();
+                    let answer = call_at(socket, &format!("VolumeDriver.{call}"), named);
+                    longest = longest.max(begun.elapsed());
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    // One that has not found the cluster yet may mount late, but it does.
+                    assert!(answer.contains(r#""Err":"""#), "{call}: {answer:?}");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                longest
+            })
+        });
+        for _ in 0..3 {
+            let before = calls.load(Ordering::SeqCst);
+            eventually("they call", || calls.load(Ordering::SeqCst) > before + 40);
+            crate::host::signal("TERM", plugin.id());
+            eventually("it ends", || plugin.try_wait().unwrap().is_some());
+            plugin = start();
+        }
+        let before = calls.load(Ordering::SeqCst);
+        eventually("they call", || calls.load(Ordering::SeqCst) > before + 40);
+        over.store(true, Ordering::SeqCst);
+        let longest = callers.map(|caller| caller.join().unwrap());
+        let longest = longest.into_iter().max().expect("some");
+        println!("the longest of {} calls took {longest:.2?}", calls.load(Ordering::SeqCst));
+        let limit = Duration::from_secs(if crate::full() { 3 } else { 10 });
+        assert!(longest < limit, "{longest:?}");
+    });
+    for call in ["Unmount", "Remove"] {
+        let answer = call_at(&socket, &format!("VolumeDriver.{call}"), named);
+        assert!(answer.contains(r#""Err":"""#), "{answer}");
+    }
+    crate::host::signal("TERM", plugin.id());
+    eventually("it ends", || plugin.try_wait().unwrap().is_some());
+}
+
 #[test]
 fn a_socket_can_be_handed_over_by_systemd() {
     let host = Host::start(one_osd(), "p4", "");
@@ -100,18 +182,7 @@ fn a_socket_can_be_handed_over_by_systemd() {
         one_osd().conf()
     );
     fs::write(&settings, text).unwrap();
-    let line = format!(
-        "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$; exec {} --settings {} plugin",
-        0,
-        program(),
-        settings.display()
-    );
-    let start = |socket: OwnedFd| {
-        assert!(socket.as_raw_fd() > 2);
-        let child = Command::new("bash").args(["-c", &line]).stdin(socket).spawn().unwrap();
-        one_osd().reap(child.id());
-        child
-    };
+    let start = |socket: OwnedFd| activated(&settings, socket);
     // Others could reach one of another kind.
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut refused = start(tcp.into());
