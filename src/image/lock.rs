@@ -218,12 +218,6 @@ impl Lock {
         self.state().held.is_some()
     }
 
-    /// Whether another client waits for the lock, which is ours.
-    pub(super) fn is_wanted(&self) -> bool {
-        let state = self.state();
-        state.requested && state.held.is_some()
-    }
-
     /// Another client asks for the lock. What to answer, if anything.
     pub(super) fn requested(&self, force: bool) -> Option<i32> {
         let mut state = self.state();

@@ -394,11 +394,6 @@ impl Image {
         }
     }
 
-    /// Whether another client waits for the exclusive lock, which is ours: what goes on for long had better end.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.0.lock.is_wanted()
-    }
-
     /// What its users have in flight: requests, and the bytes that these carry or ask for.
     pub fn in_flight(&self) -> (u64, u64) {
         self.0.budget.in_flight()

@@ -111,7 +111,7 @@ impl Volumes {
         let flattened = tokio::select! {
             biased;
             _ = stopping.changed() => Ok(Outcome::Interrupted),
-            interrupted = self.wanted_by_others(found, &image, before) => interrupted,
+            interrupted = self.wanted_by_others(found, before) => interrupted,
             flattened = self.flatten_image(found, &image) => flattened.map(|()| Outcome::Done),
         };
         image.close().await;
@@ -127,16 +127,15 @@ impl Volumes {
         Ok(self.store.holder(found).await?.map(|holder| holder.addresses))
     }
 
-    /// Returns when somebody takes the volume's lock or gives it back, or wants to write to it.
+    /// Returns when somebody takes the volume's lock or gives it back.
     async fn wanted_by_others(
         &self,
         found: &Found,
-        image: &Image,
         before: Option<Vec<String>>,
     ) -> Result<Outcome> {
         loop {
             tokio::time::sleep(LOOK).await;
-            if image.is_wanted() || self.user_of(found).await? != before {
+            if self.user_of(found).await? != before {
                 return Ok(Outcome::Interrupted);
             }
         }
