@@ -25,7 +25,9 @@ fn the_compose_file_keeps_what_its_service_writes() {
     let mut host = Host::start(one_osd(), "compose", "");
     host.start_dockerd(&[]);
     // There is neither postgres here nor a network.
-    let command = "echo up >> /var/lib/postgresql/data/log; sync; exec sleep 1000";
+    // Not all that this machine has mounted: another test's cluster may be frozen.
+    let log = "/var/lib/postgresql/data/log";
+    let command = format!("echo up >> {log}; sync -d {log}; exec sleep 1000");
     let service = format!("bb\n    network_mode: none\n    command: [sh, -c, {command:?}]\n");
     let changes = [("postgres:16\n", service.as_str()), ("size: \"10\"", "size: 128M")];
     let file = adapted(&host, "compose.yaml", &changes);
