@@ -443,3 +443,24 @@ fn root() -> PathBuf {
 fn report(wrong: Vec<String>) {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
+
+#[test]
+fn tests_that_are_named_as_proof_are_there() {
+    let mut wrong = Vec::new();
+    let text = fs::read_to_string(root().join("docs/peers.md")).unwrap();
+    let named: Vec<_> = text.split('`').filter(|quoted| quoted.contains("::")).collect();
+    assert!(named.len() > 20, "docs/peers.md names few tests: {named:?}");
+    for test in named {
+        let path = test.split_once(' ').and_then(|(suite, rest)| {
+            let (module, name) = rest.split_once("::")?;
+            Some((root().join(format!("tests/{suite}/{module}.rs")), format!("fn {name}(")))
+        });
+        let is_there = path.is_some_and(|(path, name)| {
+            fs::read_to_string(path).is_ok_and(|text| text.contains(&name))
+        });
+        if !is_there {
+            wrong.push(test.to_owned());
+        }
+    }
+    report(wrong);
+}

@@ -39,6 +39,21 @@ fn every_call_answers_what_docker_expects() {
     let status = host.called("VolumeDriver.Get", &named)["Volume"]["Status"].clone();
     assert_eq!((&status["users"], &status["mounted-by"]["host"]), (&json!(2), &json!("p1")));
     assert!(status["device"].as_str().unwrap().starts_with("/dev/"), "{status}");
+    for (key, value) in [("fstype", json!("ext4")), ("health", json!("ok"))] {
+        assert_eq!(status[key], value, "{status}");
+    }
+    assert!(status["used"].as_u64().is_some_and(|used| used < 64 << 20), "{status}");
+    assert_eq!(status["watchers"].as_array().map(Vec::len), Some(1), "{status}");
+    let metrics = host.http(&[], "metrics");
+    let gauge = |name: &str| {
+        let line = format!("ceph_native_volume_{name}{{volume=\"calls\"}} ");
+        let value = metrics.lines().find_map(|found| found.strip_prefix(line.as_str()));
+        value
+            .and_then(|value| value.parse::<u64>().ok())
+            .unwrap_or_else(|| panic!("{line}: {metrics}"))
+    };
+    assert_eq!(gauge("users"), 2);
+    assert!(gauge("used_bytes") < gauge("size_bytes") && gauge("size_bytes") <= 64 << 20);
     let error = host.refused("VolumeDriver.Remove", &named);
     assert!(error.contains("mounted on this host"), "{error}");
     host.unmount("calls", "a");

@@ -4,8 +4,9 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::host::Host;
+use crate::host::{Host, eventually};
 use crate::one_osd;
+use crate::support::{run, run_in};
 
 #[test]
 fn a_file_system_that_was_not_finished_is_and_one_that_is_there_is_not_made_again() {
@@ -101,4 +102,70 @@ fn a_damaged_file_system_is_not_mounted() {
     assert!(error.contains("ceph-native fsck"), "{error}");
     assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0));
     host.called("VolumeDriver.Remove", &json!({ "Name": "damaged" }));
+}
+
+/// What `fsck -p` repairs is repaired, and nobody is asked.
+#[test]
+fn a_file_system_that_is_not_clean_is_repaired_before_it_is_mounted() {
+    let ceph = one_osd();
+    let host = Host::start(ceph, "dirty", "");
+    host.called("VolumeDriver.Create", &json!({ "Name": "dirty", "Opts": { "size": "128M" } }));
+    fs::write(host.mount("dirty", "x").join("file"), "kept").unwrap();
+    host.unmount("dirty", "x");
+    let on_device = |program: &str, args: &[&str]| on_device(&host, "dirty", program, args);
+    // Errors that were met while it was mounted, and a count of free blocks that is wrong.
+    let state = "set_super_value state 2";
+    on_device(
+        "sh",
+        &[
+            "-ec",
+            &format!(
+                "debugfs -w -R '{state}' $0; debugfs -w -R 'set_super_value free_blocks_count 5' $0"
+            ),
+        ],
+    );
+    assert!(on_device("dumpe2fs", &["-h"]).contains("clean with errors"), "it is not damaged");
+    let root = host.mount("dirty", "x");
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "kept");
+    host.unmount("dirty", "x");
+    let state = on_device("dumpe2fs", &["-h"]);
+    let state = state.lines().find(|line| line.starts_with("Filesystem state:")).unwrap();
+    assert_eq!(state.split_whitespace().last(), Some("clean"), "{state}");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "dirty" }));
+}
+
+/// What is found to be damaged while it is used is written to no more, where ext4 by itself would go on.
+#[test]
+fn a_file_system_that_meets_an_error_is_read_only_from_then_on() {
+    let host = Host::start(one_osd(), "errors", "");
+    host.called("VolumeDriver.Create", &json!({ "Name": "errors", "Opts": { "size": "128M" } }));
+    let root = host.mount("errors", "x");
+    fs::create_dir(root.join("folder")).unwrap();
+    fs::write(root.join("file"), "kept").unwrap();
+    host.unmount("errors", "x");
+    // A folder without an inode, in a file system that says that it is clean.
+    on_device(&host, "errors", "debugfs", &["-w", "-R", "clri /folder"]);
+    let root = host.mount("errors", "x");
+    fs::write(root.join("early"), "x").unwrap();
+    fs::metadata(root.join("folder")).unwrap_err();
+    let late = || fs::write(root.join("late"), "x");
+    eventually("it is read-only", || late().is_err_and(|error| error.raw_os_error() == Some(30)));
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "kept");
+    host.unmount("errors", "x");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "errors" }));
+}
+
+/// What a program says of a volume's device, as its last argument, while it is mounted nowhere.
+fn on_device(host: &Host, volume: &str, program: &str, args: &[&str]) -> String {
+    let mapper = std::env::var("RBD_NBD_RS");
+    let mapper = mapper.unwrap_or_else(|_| env!("CARGO_BIN_EXE_rbd-nbd-rs").to_owned());
+    let (conf, state) = (one_osd().conf(), host.dir.join(crate::host::MAPPINGS));
+    let map = |args: &[&str]| {
+        let with = ["--conf", conf.to_str().unwrap()];
+        run_in(&mapper, &[args, &with].concat(), &[("RBD_NBD_RS_STATE", &state)], 60).ok()
+    };
+    let device = map(&["map", volume]).trim().to_owned();
+    let ran = run(program, &[args, &[&device]].concat());
+    map(&["unmap", volume]);
+    ran.ok()
 }

@@ -13,12 +13,15 @@ mod faults;
 mod host;
 mod hosts;
 mod managed;
+mod package;
 mod protocol;
 mod restarts;
+mod secrets;
 mod swarm;
 mod times;
 mod tls;
 mod volumes;
+mod ways;
 
 use std::sync::OnceLock;
 

@@ -160,3 +160,45 @@ fn what_somebody_unmounted_is_mounted_again_only_if_its_device_is_known_to_be_it
     host.unmount("again", "y");
     host.called("VolumeDriver.Remove", &json!({ "Name": "again" }));
 }
+
+#[test]
+fn a_name_is_the_same_volume_after_the_plugin_was_away() {
+    let mut host = Host::start(one_osd(), "unique", "");
+    host.start_dockerd(&[]);
+    host.create("unique", &["size=128M"]);
+    assert_eq!(host.in_container("unique", "echo kept > /v/f; cat /v/f"), "kept");
+    host.kill_plugin();
+    let run = ["run", "--rm", "--network=none", "-v", "unique:/v", "bb", "cat", "/v/f"];
+    // Docker is not to take another volume of that name for it, nor to be told to.
+    host.try_docker(&run).refused();
+    host.try_docker(&["volume", "create", "--driver", DRIVER, "unique"]).refused();
+    host.start_plugin();
+    host.create("unique", &["size=128M"]);
+    assert_eq!(host.docker(&run), "kept");
+    let listed = host.docker(&["volume", "ls", "--format", "{{.Driver}} {{.Name}}"]);
+    let named: Vec<_> = listed.lines().filter(|line| line.ends_with(" unique")).collect();
+    assert_eq!(named, [format!("{DRIVER} unique")]);
+    host.docker(&["volume", "rm", "unique"]);
+}
+
+#[test]
+fn a_container_that_cannot_start_leaves_nothing_mounted() {
+    let mut host = Host::start(one_osd(), "start", "");
+    host.start_dockerd(&[]);
+    host.create("start", &["size=128M"]);
+    let mount = format!("type=volume,src=start,dst=/v,volume-driver={DRIVER}");
+    let run = ["run", "--rm", "--network=none", "--mount", &mount, "bb", "no-such-program"];
+    for _ in 0..2 {
+        assert!(host.try_docker(&run).err.contains("no-such-program"));
+        assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0));
+    }
+    // Nor does it take away what another has.
+    let writer = start_writer(&host, "start");
+    eventually("it writes", || written(&host, "start") > 0);
+    assert!(host.try_docker(&run).err.contains("no-such-program"));
+    let before = written(&host, "start");
+    eventually("it goes on", || written(&host, "start") > before + 4);
+    host.docker(&["rm", "-f", &writer]);
+    assert_eq!((host.mounts().len(), host.mappings().len()), (0, 0));
+    host.docker(&["volume", "rm", "start"]);
+}
