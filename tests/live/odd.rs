@@ -105,7 +105,7 @@ fn what_is_not_built_is_refused_in_one_line() {
         let reader = ceph.serve(&["--read-only", "rbd/odd-journaled"]);
         let read = ["-r", "-f", "raw", &reader.uri("rbd/odd-journaled"), "-c", "read -P 0 0 64k"];
         run("qemu-io", &read).ok();
-        drop(reader);
+        reader.terminate();
         ceph.rbd(&["rm", "--no-progress", "odd-journaled"]);
 
         ceph.rbd(&["create", "moving", "--size", "8M"]);
