@@ -11,6 +11,9 @@ use crate::support::run_in;
 
 type Options = &'static [(&'static str, &'static str)];
 
+/// Makes a volume of that name.
+type Way<'a> = dyn Fn(&str, Options) + 'a;
+
 /// Volumes that have, together, all options of a volume that Ceph has.
 const VOLUMES: &[(&str, Options)] = &[
     (
@@ -96,7 +99,7 @@ fn every_option_means_the_same_by_every_way_in() {
             run_in("docker-compose", &[&with[..], &[verb]].concat(), none, 240).ok();
         }
     };
-    let ways: [(&str, &dyn Fn(&str, Options)); 3] =
+    let ways: [(&str, &Way<'_>); 3] =
         [("create", &by_create), ("mount", &by_mount), ("compose", &by_compose)];
     for (kind, options) in VOLUMES {
         let mut all = Vec::new();
