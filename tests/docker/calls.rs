@@ -74,6 +74,10 @@ fn every_call_answers_what_docker_expects() {
     let rbd = one_osd().rbd(&["ls"]);
     assert!(!rbd.lines().any(|image| image == "calls"), "{rbd}");
 
+    for said in ["creating: done", "mounting: done", "unmounting: done", "removing: done"] {
+        let of_it = |line: &&str| line.contains(said) && line.contains("volume=\"calls\"");
+        assert!(host.log().lines().any(|line| of_it(&line)), "{said}\n{}", host.log());
+    }
     let metrics = host.http(&[], "metrics");
     for line in [
         "ceph_native_calls_total{call=\"VolumeDriver.Mount\"} 4",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -123,20 +124,82 @@ fn a_host_that_starts_anew_finds_everything() {
     host.docker(&["volume", "rm", "anew"]);
 }
 
-#[test]
-fn what_somebody_unmounted_is_mounted_again_only_if_its_device_is_known_to_be_its_own() {
-    let mut host = Host::bare(one_osd(), "again", "");
-    let (mapper, mute) = (host.dir.join("mapper"), host.dir.join("mute"));
-    let script = format!(
-        "#!/bin/sh\nif [ $1 = list-mapped ] && [ -e {} ]; then echo 'told nothing' >&2; exit 5; fi\nexec {} \"$@\"\n",
-        mute.display(),
-        Path::new(&program()).with_file_name("rbd-nbd-rs").display()
-    );
-    fs::write(&mapper, script).unwrap();
+/// Has the plugin map by a script that does these lines first, before it is started.
+fn map_by(host: &Host, lines: &str) {
+    let mapper = host.dir.join("mapper");
+    let own = Path::new(&program()).with_file_name("rbd-nbd-rs");
+    fs::write(&mapper, format!("#!/bin/sh\n{lines}\nexec {} \"$@\"\n", own.display())).unwrap();
     fs::set_permissions(&mapper, fs::Permissions::from_mode(0o755)).unwrap();
     let settings = host.dir.join("settings.toml");
     let text = fs::read_to_string(&settings).unwrap();
     fs::write(&settings, format!("mapper = [{mapper:?}]\n{text}")).unwrap();
+}
+
+#[test]
+fn a_volume_that_hangs_delays_no_other() {
+    let mut host = Host::bare(one_osd(), "hangs", "work-seconds = 20\n");
+    map_by(&host, "if [ $1 = map ] && [ $2 = rbd/hangs ]; then exec sleep 1000; fi");
+    host.start_plugin();
+    for name in ["hangs", "other"] {
+        let create = json!({ "Name": name, "Opts": { "size": "64M" } });
+        host.called("VolumeDriver.Create", &create);
+    }
+    let hanging = json!({ "Name": "hangs", "ID": "x" });
+    std::thread::scope(|scope| {
+        let hanging = scope.spawn(|| host.refused("VolumeDriver.Mount", &hanging));
+        std::thread::sleep(Duration::from_millis(500));
+        for _ in 0..2 {
+            host.mount("other", "x");
+            host.unmount("other", "x");
+            let listed = host.called("VolumeDriver.List", &json!({})).to_string();
+            assert!(listed.contains("hangs"), "{listed}");
+            host.called("VolumeDriver.Get", &json!({ "Name": "hangs" }));
+        }
+        host.called("VolumeDriver.Remove", &json!({ "Name": "other" }));
+        assert!(!hanging.is_finished(), "nothing hung meanwhile");
+        let refused = hanging.join().unwrap();
+        assert!(refused.contains("mounting volume hangs: "), "{refused}");
+    });
+    eventually("nothing is left of it", || host.mounts().is_empty() && host.mappings().is_empty());
+    let removed = || host.call("VolumeDriver.Remove", &json!({ "Name": "hangs" }));
+    eventually("it can be removed", || removed().contains(r#""Err":"""#));
+}
+
+#[test]
+fn uses_of_before_a_reboot_are_over() {
+    let (mut a, b) = (Host::start(one_osd(), "alpha", ""), Host::start(one_osd(), "beta", ""));
+    let create = json!({ "Name": "rebooted", "Opts": { "size": "64M" } });
+    a.called("VolumeDriver.Create", &create);
+    fs::write(a.mount("rebooted", "never unmounted").join("file"), "kept").unwrap();
+    run("sync", &["-f", &a.mounts()[0]]).ok();
+    a.kill_plugin();
+    a.tear_down();
+    // The journal of another boot, of which nothing is left: no device, no mount.
+    let journal = a.dir.join("state/attached/rebooted.json");
+    let mut attached: serde_json::Value =
+        serde_json::from_slice(&fs::read(&journal).unwrap()).unwrap();
+    assert_eq!(attached["users"].as_object().map(|users| users.len()), Some(1), "{attached}");
+    attached["boot"] = json!("00000000-0000-0000-0000-000000000000");
+    fs::write(&journal, attached.to_string()).unwrap();
+    a.start_plugin();
+    eventually("it is forgotten", || !journal.exists());
+    let status = a.called("VolumeDriver.Get", &create)["Volume"].clone();
+    assert!(status.get("Mountpoint").is_none(), "{status}");
+    // And another host can have it, though nobody has ever unmounted it.
+    assert_eq!(fs::read_to_string(b.mount("rebooted", "x").join("file")).unwrap(), "kept");
+    b.unmount("rebooted", "x");
+    b.called("VolumeDriver.Remove", &create);
+}
+
+#[test]
+fn what_somebody_unmounted_is_mounted_again_only_if_its_device_is_known_to_be_its_own() {
+    let mut host = Host::bare(one_osd(), "again", "");
+    let mute = host.dir.join("mute");
+    let odd = format!(
+        "if [ $1 = list-mapped ] && [ -e {} ]; then echo 'told nothing' >&2; exit 5; fi",
+        mute.display()
+    );
+    map_by(&host, &odd);
     host.start_plugin();
     host.called("VolumeDriver.Create", &json!({ "Name": "again", "Opts": { "size": "128M" } }));
     let root = host.mount("again", "x");
@@ -157,7 +220,10 @@ fn what_somebody_unmounted_is_mounted_again_only_if_its_device_is_known_to_be_it
     assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "kept");
     run("umount", &[to]).ok();
     host.unmount("again", "x");
-    host.unmount("again", "y");
+    // Mount namespaces that other tests made meanwhile keep a copy of what was bound: it is in use as long as they are.
+    let last = json!({ "Name": "again", "ID": "y" });
+    let unmounted = || host.call("VolumeDriver.Unmount", &last).contains(r#""Err":"""#);
+    eventually("nobody has it any more", unmounted);
     host.called("VolumeDriver.Remove", &json!({ "Name": "again" }));
 }
 
