@@ -43,7 +43,7 @@ const LAYERS: &[&str] = &[
 
 /// Files that may contain `unsafe`.
 const UNSAFE: &[&str] = &[
-    // Structures that ioctls take by address.
+    // Structures that ioctls take by address, and the signals of a thread that is in one.
     "nbd/src/ioctl.rs",
     // Waiting for a descriptor that is not tokio's own.
     "nbd/src/fuse/session.rs",

@@ -14,7 +14,6 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes, BytesMut};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -24,6 +23,7 @@ use crate::limits;
 use crate::negotiate::{Agreed, Negotiation, Step, Violation};
 use crate::replies::{Replies, refusal};
 use crate::request::{self, Pending, Refusal, Terms};
+use crate::socket::Socket;
 use crate::wire::{RequestHeader, command};
 
 /// A socket: what the server needs of one.
@@ -98,12 +98,12 @@ pub(crate) async fn serve(
 /// It is left when nothing is in flight, or without an answer to what is: the kernel asks again whoever serves it next.
 /// If it is to be handed over, what is returned is how.
 pub(crate) async fn serve_kernel(
-    mut stream: UnixStream,
+    mut stream: Socket,
     input: BytesMut,
     export: Export,
     counters: &Counters,
     phase: watch::Receiver<Phase>,
-) -> Result<Option<(UnixStream, BytesMut)>, ConnectionError> {
+) -> Result<Option<(Socket, BytesMut)>, ConnectionError> {
     let agreed = Agreed { export, structured: false, extents: false };
     counters.connections.fetch_add(1, Ordering::Relaxed);
     let mut ending = phase.clone();

@@ -1,7 +1,8 @@
 //! The one door to ioctls: numbers and pointers go in, the kernel's number comes out. `unsafe` for what is passed by
-//! address is here and nowhere else.
+//! address is here and nowhere else; so is what keeps signals from a thread that is in such a call for long.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use rustix::io;
@@ -41,6 +42,17 @@ pub(crate) fn number(fd: impl AsFd, opcode: Opcode, argument: usize) -> io::Resu
     #[expect(unsafe_code, reason = "the kernel reads the number as a number")]
     unsafe {
         ioctl(fd, call)
+    }
+}
+
+/// Keeps signals from the thread that calls this: others get them.
+pub(crate) fn block_signals() {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: `sigfillset` fills what it is given, which lives as long as the calls; nothing is asked for in return.
+    #[expect(unsafe_code, reason = "there is no other way to a thread's signal mask")]
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
     }
 }
 

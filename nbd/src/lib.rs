@@ -43,6 +43,7 @@ mod node;
 mod replies;
 mod request;
 mod server;
+mod socket;
 mod wire;
 
 pub use exports::{Export, Exports, ExportsError};

@@ -5,13 +5,14 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -19,6 +20,7 @@ use crate::connection::{self, ConnectionError, Counters, Phase, Stream};
 use crate::device::{Device, Errno, Op, Request};
 use crate::exports::{Export, Exports};
 use crate::limits;
+use crate::socket::Socket;
 
 /// Serves exports on any number of sockets. Runs on the tokio runtime it is used in; a current-thread one is best for
 /// devices that live on the same thread.
@@ -89,10 +91,14 @@ impl Server {
     /// kernel was told what the export is like when it was given its end. Must be called in a tokio runtime.
     ///
     /// `input` is what was read of it already, by whoever has served it before.
-    pub fn adopt(&self, stream: UnixStream, input: BytesMut) {
+    ///
+    /// # Errors
+    /// The system's, if it has no more descriptors.
+    pub fn adopt(&self, stream: UnixStream, input: BytesMut) -> io::Result<()> {
         if let Some(export) = self.exports.iter().next() {
-            self.acceptor().adopt(stream, input, export.clone());
+            self.acceptor().adopt(Socket::new(stream)?, input, export.clone());
         }
+        Ok(())
     }
 
     /// Returns when no connection is open.
@@ -228,15 +234,16 @@ impl Acceptor {
 }
 
 impl Acceptor {
-    fn adopt(&self, stream: UnixStream, input: BytesMut, export: Export) {
+    fn adopt(&self, stream: Socket, input: BytesMut, export: Export) {
         let open = Open(self.shared.clone());
         open.0.open.fetch_add(1, Ordering::Relaxed);
         let (phase, kept) = (self.phase.clone(), self.phase.clone());
         tokio::spawn(async move {
             match connection::serve_kernel(stream, input, export, &open.0.counters, phase).await {
                 Ok(None) => tracing::debug!("the kernel has disconnected"),
-                Ok(Some(handed)) => {
-                    open.0.handed.lock().unwrap_or_else(PoisonError::into_inner).push(handed);
+                Ok(Some((stream, input))) => {
+                    let mut handed = open.0.handed.lock().unwrap_or_else(PoisonError::into_inner);
+                    handed.push((stream.into_inner(), input));
                 }
                 Err(error) => tracing::warn!(%error, "a connection of the kernel's"),
             }
@@ -272,7 +279,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         let text = format!("{} is there and is not a socket", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)
         }

@@ -30,8 +30,10 @@ const STORIES: &[(&str, When, Story)] = &[
     ("a device is as large as its image", When::Always, resized),
     ("a frozen cluster goes on or is left", When::Always, frozen),
     ("an upgrade is a short pause", When::Always, upgraded),
+    ("a network of its own, and ioctls", When::Always, by_ioctl),
     ("a slow network is slow and no more", When::Always, far_away),
     ("file systems are whole in snapshots", When::Always, quiesced),
+    ("also those on what is built on a device", When::Always, quiesced_above),
     ("partitions and other file systems", When::Full, partitions),
     ("many at once and in a row", When::Full, many),
     ("programs go on while processes die", When::Full, programs),
@@ -142,6 +144,91 @@ fn file_system(ceph: &Ceph, guest: &Guest) {
 }
 
 /// The host's kernel cannot hold packets back; the guest's can.
+/// As in a container, where before Linux 6.3 the kernel's NBD client has no netlink.
+fn by_ioctl(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "elsewhere"]);
+    guest.ok("modprobe nbd; modprobe macvlan; unshare -n sleep 1000 > /dev/null 2>&1 & echo $! > /tmp/pid
+         sleep 1; PID=$(cat /tmp/pid)
+         ip link add link eth0 name mv0 type macvlan; ip link set mv0 netns $PID
+         echo \"nsenter -t $PID -n \\\"\\$@\\\"\" > /tmp/in; chmod +x /tmp/in
+         cat > /tmp/net <<'END'
+for conf in all mv0 lo; do echo 1 > /proc/sys/net/ipv4/conf/$conf/route_localnet; done
+ip link set lo up; ip addr del 127.0.0.1/8 dev lo; ip addr add 127.0.0.1/32 dev lo
+ip route del local 127.0.0.0/8 dev lo table local 2> /dev/null
+ip addr add 10.0.2.16/24 dev mv0; ip link set mv0 up
+ip route add 127.91.0.0/16 via 10.0.2.2 dev mv0 src 10.0.2.16
+END
+         bash /tmp/in bash /tmp/net");
+    // This kernel has it there, too.
+    let netlink = guest.ok("bash /tmp/in rbd-nbd-rs map elsewhere --cookie n
+         cat /sys/block/nbd0/backend; bash /tmp/in rbd-nbd-rs unmap elsewhere 2> /dev/null");
+    assert_eq!(netlink, "/dev/nbd0\nn\n");
+    let map = "bash /tmp/in rbd-nbd-rs map elsewhere --device-type ioctl --try-netlink --cookie c";
+    assert_eq!(guest.ok(map), "/dev/nbd0\n");
+    let here = guest.ok("ls /sys/block/nbd0/backend 2> /dev/null || echo none
+         blockdev --getsize64 /dev/nbd0; cat /sys/block/nbd0/queue/write_cache
+         tr '\\0' ' ' < /proc/$(cat /sys/block/nbd0/pid)/cmdline | head -c 26");
+    assert_eq!(here, "none\n67108864\nwrite back\nrbd-nbd map rbd/elsewhere ");
+    // More next to it, also of several connections, and all at once.
+    let more = guest.ok("for i in $(seq 6); do
+             rbd-nbd-rs map elsewhere --cookie $i --read-only --device-type ioctl --num-connections 2 > /tmp/$i &
+         done; wait; cat /tmp/[1-6] | sort | tr '\\n' ' '
+         ! dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 oflag=direct 2> /dev/null
+         for i in $(seq 6); do rbd-nbd-rs unmap $(cat /tmp/$i) 2> /dev/null; done
+         ls /sys/block/nbd[1-6]/pid 2> /dev/null || true");
+    assert_eq!(more, "/dev/nbd1 /dev/nbd2 /dev/nbd3 /dev/nbd4 /dev/nbd5 /dev/nbd6 ");
+    let verify = guest.ok(
+        "mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /mnt
+         fio --name=v --directory=/mnt --size=4M --rw=randwrite --bsrange=512-64k --ioengine=libaio \
+             --iodepth=16 --direct=1 \
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --do_verify=1 --end_fsync=1 | grep err=",
+    );
+    assert!(verify.contains("err= 0"), "{verify}");
+    // Nobody can take it over, and it says so, and stays.
+    for verb in ["detach elsewhere", "upgrade elsewhere", "attach --cookie c"] {
+        let refused = guest.run(&format!("bash /tmp/in rbd-nbd-rs {verb}"));
+        assert_ne!(refused.code, 0, "{refused}");
+    }
+    let busy = guest.run("bash /tmp/in rbd-nbd-rs unmap elsewhere");
+    assert!(busy.code == 16 && busy.to_string().contains("mounted on /mnt"), "{busy}");
+    // Signals don't end it while it is in use.
+    guest.ok("for i in $(seq 20); do kill $(rbd-nbd-rs list-mapped | awk '/elsewhere/ { print $1 }'); done
+         sleep 1; sync; ls /mnt/lost+found");
+    run(
+        "rbd",
+        &[
+            "resize",
+            "--no-progress",
+            "-c",
+            ceph.conf().to_str().unwrap(),
+            "--size",
+            "96M",
+            "elsewhere",
+        ],
+    )
+    .ok();
+    guest.ok("for i in $(seq 100); do [ $(blockdev --getsize64 /dev/nbd0) = 100663296 ] && break; sleep 0.2; done
+         [ $(blockdev --getsize64 /dev/nbd0) = 100663296 ]; resize2fs /dev/nbd0 2> /dev/null");
+    let sum = guest.ok(
+        "umount /mnt; sha256sum /dev/nbd0 | cut -d' ' -f1
+         bash /tmp/in rbd-nbd-rs unmap /dev/nbd0 2> /dev/null; rbd-nbd-rs list-mapped --all; ls /run/rbd-nbd-rs",
+    );
+    let export = ceph.dir().join("elsewhere");
+    ceph.rbd(&["export", "--no-progress", "elsewhere", export.to_str().unwrap()]);
+    assert_eq!(sha256(&export), sum.trim(), "what librbd reads");
+
+    // Its process dies: what is asked of it fails, at once and for good, until it is mapped again.
+    let dead = guest.ok("DEV=$(rbd-nbd-rs map elsewhere --device-type ioctl); mount $DEV /mnt
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/elsewhere/ { print $1 }'); sleep 1
+         ! timeout 20 dd if=$DEV of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null
+         rbd-nbd-rs attach --all; umount -l /mnt; bash /tmp/in rbd-nbd-rs unmap elsewhere 2> /dev/null
+         DEV=$(bash /tmp/in rbd-nbd-rs map elsewhere --device-type ioctl); mount $DEV /mnt
+         ls /mnt | head -n 1; umount /mnt
+         bash /tmp/in rbd-nbd-rs unmap --force elsewhere; rbd-nbd-rs list-mapped --all; ls /run/rbd-nbd-rs
+         kill $(cat /tmp/pid)");
+    assert_eq!(dead, "lost+found\n");
+}
+
 fn far_away(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "16M", "--image-feature", "layering", "far"]);
     let size = if full() { 8 } else { 1 };
@@ -494,4 +581,40 @@ fn quiesced(ceph: &Ceph, guest: &Guest) {
          rbd-nbd-rs unmap --cookie other; umount /mnt; rbd-nbd-rs unmap $DEV",
     );
     assert_eq!(out.code, 0, "{out}");
+}
+
+/// What LVM makes is a linear mapping, and what cryptsetup opens one of dm-crypt.
+fn quiesced_above(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "above"]);
+    let build = |device: &str, name: &str| {
+        format!(
+            "export DM_DISABLE_UDEV=1; SECTORS=$(blockdev --getsz {device})
+             echo \"0 $SECTORS linear {device} 0\" | dmsetup create {name}-volume
+             echo \"0 $SECTORS crypt aes-xts-plain64 $(cat /tmp/key) 0 /dev/mapper/{name}-volume 0\" \
+                 | dmsetup create {name}"
+        )
+    };
+    guest.ok(&format!(
+        "modprobe dm_mod; modprobe dm_crypt; head -c 64 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' > /tmp/key
+         rbd-nbd-rs map rbd/above --quiesce; {}
+         mkfs.ext4 -q /dev/mapper/live; mount /dev/mapper/live /mnt
+         (while [ -e /mnt/lost+found ]; do dd if=/dev/urandom of=/mnt/file bs=64k count=16 2> /dev/null; done) \
+             > /dev/null 2>&1 &",
+        build("/dev/nbd0", "live")
+    ));
+    let busy = guest.run("rbd-nbd-rs unmap rbd/above");
+    assert!(busy.code == 16 && busy.to_string().contains("part of dm-"), "{busy}");
+    ceph.rbd(&["snap", "create", "--no-progress", "above@still"]);
+    ceph.rbd(&["snap", "create", "--no-progress", "--skip-quiesce", "above@torn"]);
+    guest.ok("umount -l /mnt; sleep 1; dmsetup remove --retry live; dmsetup remove live-volume
+         rbd-nbd-rs unmap rbd/above");
+    for (snap, is_still) in [("still", true), ("torn", false)] {
+        let said = guest.ok(&format!(
+            "rbd-nbd-rs map rbd/above@{snap}; {}
+             e2fsck -f -n /dev/mapper/back 2>&1 || true
+             dmsetup remove back; dmsetup remove back-volume; rbd-nbd-rs unmap rbd/above@{snap}",
+            build("/dev/nbd0", "back").replace("dmsetup create", "dmsetup create -r")
+        ));
+        assert!(said.contains("Pass 5") && said.contains("recovery") != is_still, "{snap}: {said}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Block devices of the Linux kernel's NBD client (`drivers/block/nbd.c`):
-//! made, changed and ended by generic netlink.
+//! made, changed and ended by generic netlink, or [`by_ioctl`].
 
+pub mod by_ioctl;
 mod genl;
 pub mod sysfs;
 

@@ -15,6 +15,11 @@ pub fn has_nbd() -> bool {
     Path::new("/sys/module/nbd").exists()
 }
 
+/// Whether it is being loaded still.
+pub fn is_nbd_coming() -> bool {
+    fs::read_to_string("/sys/module/nbd/initstate").is_ok_and(|state| state.trim() == "coming")
+}
+
 /// The number of a device from its node: 3 of `/dev/nbd3`.
 pub fn index(device: &Path) -> Option<u32> {
     device.file_name()?.to_str()?.strip_prefix("nbd")?.parse().ok()

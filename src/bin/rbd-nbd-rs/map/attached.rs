@@ -14,9 +14,10 @@ use ceph_native::attach::ImageDevice;
 use ceph_native::error::{Error, Kind, Result};
 use nbd::device::{Device, Geometry};
 use nbd::fuse::{self, FileSystem};
-use nbd::kernel::{Connect, Netlink, sysfs};
+use nbd::kernel::{Connect, Netlink, by_ioctl, sysfs};
 use nbd::loop_device::{self, LoopDevice};
 use nbd::{Export, Exports, Server};
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use tokio::task::JoinHandle;
 
 use super::control::Handed;
@@ -24,6 +25,10 @@ use super::state::{DeviceType, failed};
 
 /// The longest request that the kernel is to make, in bytes: an object of the usual size.
 const LONGEST_REQUEST: u32 = 4 << 20;
+
+/// What one side may have sent that the other has not read yet, in bytes: with what Linux gives otherwise (208 KiB),
+/// two requests of 128 KiB already wait for each other, and whoever sends is woken for each piece of room.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// How long it may take until no request is in flight when the device is left to somebody else. What is not done by
 /// then, the kernel asks again.
@@ -59,10 +64,35 @@ pub(crate) struct Wanted {
     pub(crate) reattach_timeout: Duration,
 }
 
+impl Wanted {
+    /// What the kernel's NBD client is told.
+    fn connect(&self, geometry: Geometry) -> Result<Connect<'_>> {
+        Ok(Connect {
+            index: self.device.as_deref().map(nbd_index).transpose()?,
+            geometry: Geometry { coherent_queues: self.connections > 1, ..geometry },
+            block_size: self.block_size,
+            trim: self.trim,
+            io_timeout: self.io_timeout,
+            dead_timeout: self.reattach_timeout,
+            cookie: &self.cookie,
+        })
+    }
+
+    fn not_connected(&self, error: io::Error) -> Error {
+        match (error.raw_os_error(), &self.device) {
+            (Some(16), Some(device)) => {
+                Error::new(Kind::Busy, format!("{} is in use", device.display()))
+            }
+            _ => failed("the kernel does not connect a device", error),
+        }
+    }
+}
+
 /// A device that is there.
 #[derive(Debug)]
 pub(crate) enum Attached {
     Nbd(Nbd),
+    Ioctl(NbdByIoctl),
     Fuse(Fuse),
 }
 
@@ -71,6 +101,7 @@ impl Attached {
     pub(crate) async fn new(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
         match wanted.device_type {
             DeviceType::Nbd => Nbd::connect(wanted, image).map(Self::Nbd),
+            DeviceType::Ioctl => NbdByIoctl::connect(wanted, image).await.map(Self::Ioctl),
             DeviceType::Fuse => Fuse::attach(wanted, image).await.map(Self::Fuse),
         }
     }
@@ -79,9 +110,8 @@ impl Attached {
     pub(crate) async fn take_over(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
         match wanted.device_type {
             DeviceType::Nbd => Nbd::take_over(wanted, image).await.map(Self::Nbd),
-            DeviceType::Fuse => Err(Error::new(
-                Kind::Unsupported,
-                "a device over FUSE ends with the process that serves it: unmap it, and map the image again",
+            DeviceType::Ioctl | DeviceType::Fuse => Err(only_served_by_one().with_hint(
+                "it ends with the process that serves it: unmap it, and map the image again",
             )),
         }
     }
@@ -99,6 +129,7 @@ impl Attached {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Nbd(nbd) => &nbd.path,
+            Self::Ioctl(nbd) => nbd.device.path(),
             Self::Fuse(fuse) => &fuse.path,
         }
     }
@@ -107,6 +138,7 @@ impl Attached {
     pub(crate) async fn resize(&self, size: u64) -> Result<()> {
         match self {
             Self::Nbd(nbd) => nbd.resize(size).await,
+            Self::Ioctl(nbd) => nbd.resize(size).await,
             Self::Fuse(fuse) => fuse.resize().await,
         }
     }
@@ -115,6 +147,7 @@ impl Attached {
     pub(crate) async fn ended(&mut self) -> Result<()> {
         match self {
             Self::Nbd(nbd) => nbd.ended().await,
+            Self::Ioctl(nbd) => nbd.ended().await,
             Self::Fuse(fuse) => fuse.ended().await,
         }
     }
@@ -123,6 +156,7 @@ impl Attached {
     pub(crate) async fn end(self) -> Result<()> {
         match self {
             Self::Nbd(nbd) => nbd.disconnect(),
+            Self::Ioctl(nbd) => nbd.disconnect().await,
             Self::Fuse(fuse) => fuse.detach().await,
         }
     }
@@ -132,7 +166,7 @@ impl Attached {
     pub(crate) async fn hand_over(self) -> std::result::Result<Vec<Handed>, (Self, Error)> {
         match self {
             Self::Nbd(nbd) => Ok(nbd.hand_over().await),
-            Self::Fuse(_) => Err((self, only_served_by_one())),
+            Self::Ioctl(_) | Self::Fuse(_) => Err((self, only_served_by_one())),
         }
     }
 
@@ -144,13 +178,14 @@ impl Attached {
                 let report = nbd.server.shutdown(DETACH).await;
                 Ok(report.abandoned == 0)
             }
-            Self::Fuse(_) => Err((self, only_served_by_one())),
+            Self::Ioctl(_) | Self::Fuse(_) => Err((self, only_served_by_one())),
         }
     }
 }
 
 fn only_served_by_one() -> Error {
-    Error::new(Kind::Unsupported, "a device over FUSE cannot be served by anybody else")
+    let what = "a device over FUSE, or by ioctl where netlink is missing, cannot be served by anybody else";
+    Error::new(Kind::Unsupported, what)
 }
 
 /// A device of the kernel's NBD client.
@@ -170,31 +205,14 @@ impl std::fmt::Debug for Nbd {
 
 impl Nbd {
     fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
-        load_nbd();
         let mut netlink = netlink()?;
-        let index = wanted.device.as_deref().map(nbd_index).transpose()?;
         let geometry = image.geometry();
         let server = server(wanted, image)?;
         let kernel = sockets(&server, wanted.connections)?;
-        let connect = Connect {
-            index,
-            geometry: Geometry { coherent_queues: wanted.connections > 1, ..geometry },
-            block_size: wanted.block_size,
-            trim: wanted.trim,
-            io_timeout: wanted.io_timeout,
-            dead_timeout: wanted.reattach_timeout,
-            cookie: &wanted.cookie,
-        };
+        let connect = wanted.connect(geometry)?;
         // The kernel notes which thread connects it, and shows that as the device's process: it has to be this one.
         let fds: Vec<_> = kernel.iter().map(AsFd::as_fd).collect();
-        let index = netlink.connect(&connect, &fds).map_err(|error| {
-            match (error.raw_os_error(), &wanted.device) {
-                (Some(16), Some(device)) => {
-                    Error::new(Kind::Busy, format!("{} is in use", device.display()))
-                }
-                _ => failed("the kernel does not connect a device", error),
-            }
-        })?;
+        let index = netlink.connect(&connect, &fds).map_err(|error| wanted.not_connected(error))?;
         let path = nbd::kernel::node(index).map_err(|error| {
             let _ = netlink.disconnect(index);
             failed(format!("/dev/nbd{index}"), error)
@@ -227,9 +245,9 @@ impl Nbd {
         let (cookie, connections) = (wanted.cookie.clone(), handed.len());
         let server = server(wanted, image)?;
         for Handed { socket, read } in handed {
-            let stream = tokio::net::UnixStream::from_std(socket.into());
-            let stream = stream.map_err(|error| failed("a connection of the kernel's", error))?;
-            server.adopt(stream, BytesMut::from(&read[..]));
+            server
+                .adopt(socket.into(), BytesMut::from(&read[..]))
+                .map_err(|error| failed("a connection of the kernel's", error))?;
         }
         let nbd = Self { path, index, cookie, connections, server };
         if sysfs::size(&nbd.path) != Some(size) {
@@ -240,13 +258,12 @@ impl Nbd {
 
     async fn hand_over(self) -> Vec<Handed> {
         let connections = self.server.hand_over(HAND_OVER).await;
-        let handed = connections.into_iter().map(|(stream, read)| {
-            let socket = stream.into_std()?.into();
-            Ok(Handed { socket, read: read.to_vec() })
-        });
-        let handed: io::Result<Vec<_>> = handed.collect();
         // All of them, or none: who serves the device next is to serve all of it.
-        handed.ok().filter(|handed| handed.len() == self.connections).unwrap_or_default()
+        if connections.len() != self.connections {
+            return Vec::new();
+        }
+        let handed = connections.into_iter();
+        handed.map(|(stream, read)| Handed { socket: stream.into(), read: read.to_vec() }).collect()
     }
 
     /// Offers the kernel sockets in place of those that it has lost.
@@ -297,6 +314,64 @@ impl Nbd {
         netlink()?
             .disconnect(self.index)
             .map_err(|error| failed(format!("{} cannot be ended", self.path.display()), error))
+    }
+}
+
+/// A device of the kernel's NBD client, held by this process.
+pub(crate) struct NbdByIoctl {
+    device: Arc<by_ioctl::Device>,
+    over: by_ioctl::Over,
+    /// Whose connections it has.
+    _server: Server,
+}
+
+impl std::fmt::Debug for NbdByIoctl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdByIoctl").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl NbdByIoctl {
+    async fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+        let geometry = image.geometry();
+        wanted.connect(geometry)?;
+        let server = server(wanted, image)?;
+        let kernel = sockets(&server, wanted.connections)?;
+        let told = wanted.clone();
+        let connecting = blocking(move || {
+            let connect = told.connect(geometry).map_err(io::Error::other)?;
+            let (device, over) = by_ioctl::Device::connect(&connect, kernel)?;
+            sysfs::tune(device.path(), LONGEST_REQUEST);
+            Ok((device, over))
+        });
+        let (device, over) = connecting.await.map_err(|error| wanted.not_connected(error))?;
+        Ok(Self { device: Arc::new(device), over, _server: server })
+    }
+
+    async fn resize(&self, size: u64) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        blocking(move || {
+            device.resize(size)?;
+            sysfs::reread_partitions(device.path())
+        })
+        .await
+        .map_err(|error| {
+            failed(format!("{} cannot be resized", self.device.path().display()), error)
+        })
+    }
+
+    async fn ended(&mut self) -> Result<()> {
+        self.over
+            .ended()
+            .await
+            .map_err(|error| failed(self.device.path().display().to_string(), error))
+    }
+
+    async fn disconnect(self) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        blocking(move || device.disconnect()).await.map_err(|error| {
+            failed(format!("{} cannot be ended", self.device.path().display()), error)
+        })
     }
 }
 
@@ -388,13 +463,23 @@ impl Fuse {
 /// Which ways there are on this host: the better one first.
 pub(crate) fn choose() -> Result<DeviceType> {
     if load_nbd() {
-        return Ok(DeviceType::Nbd);
+        return Ok(nbd());
     }
     if fuse::is_available() && loop_device::is_available() {
         return Ok(DeviceType::Fuse);
     }
     Err(Error::new(Kind::Unsupported, "this kernel has neither nbd nor FUSE with loop devices")
         .with_hint("`modprobe nbd` loads the module where the kernel comes with it"))
+}
+
+/// How the kernel's NBD client is spoken to.
+pub(crate) fn nbd() -> DeviceType {
+    let is_there = load_nbd();
+    match Netlink::open() {
+        // Its netlink is of the host's network alone before Linux 6.3, which a container may not have.
+        Err(error) if is_there && error.kind() == io::ErrorKind::NotFound => DeviceType::Ioctl,
+        _ => DeviceType::Nbd,
+    }
 }
 
 /// Whether the kernel's NBD client is there, loaded now if need be.
@@ -411,7 +496,7 @@ fn load_nbd() -> bool {
     }
     // It is seen before it is ready.
     let deadline = Instant::now() + LOADING;
-    while sysfs::has_nbd() && Netlink::open().is_err() && Instant::now() < deadline {
+    while sysfs::is_nbd_coming() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
     sysfs::has_nbd()
@@ -448,8 +533,13 @@ fn server(wanted: &Wanted, image: ImageDevice) -> Result<Server> {
 fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
     let pairs = (0..count.max(1)).map(|_| {
         let (ours, kernel) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        server.adopt(tokio::net::UnixStream::from_std(ours)?, BytesMut::new());
+        for socket in [&ours, &kernel] {
+            // With less, too, all is right, if not as fast.
+            if let Err(error) = set_socket_send_buffer_size_force(socket, SEND_BUFFER) {
+                tracing::debug!(%error, "the buffer of a connection with the kernel");
+            }
+        }
+        server.adopt(ours, BytesMut::new())?;
         Ok(kernel)
     });
     pairs.collect::<io::Result<_>>().map_err(|error| failed("sockets for the kernel", error))

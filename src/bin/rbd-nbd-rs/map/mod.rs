@@ -109,7 +109,7 @@ pub(crate) struct Options {
     /// The device to use: /dev/nbd{num}, or /dev/loop{num} over FUSE.
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
-    /// What makes the block device [default: nbd where the kernel has it, else fuse].
+    /// What makes the block device [default: nbd where the kernel has it (ioctl where it has no netlink), else fuse].
     #[arg(long, value_name = "TYPE")]
     device_type: Option<DeviceType>,
     /// Refuse writes.
@@ -130,7 +130,7 @@ pub(crate) struct Options {
     /// How long the device waits for its process to come back before requests fail.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     reattach_timeout: u64,
-    /// Ignored: netlink is what there is.
+    /// Ignored: it always is, as with Ceph 18's.
     #[arg(long, hide = true)]
     try_netlink: bool,
     /// Ignored: devices are made as they are needed.
@@ -476,10 +476,11 @@ impl Options {
     fn wanted(&self, spec: &Spec) -> Result<Wanted> {
         let is_loop = |device: &PathBuf| device.starts_with("/dev") && is_called(device, "loop");
         let device_type = match (self.device_type, &self.device) {
+            (Some(DeviceType::Nbd), _) => attached::nbd(),
             (Some(device_type), _) => device_type,
             // A device that is named says what makes it.
             (None, Some(device)) if is_loop(device) => DeviceType::Fuse,
-            (None, Some(device)) if is_called(device, "nbd") => DeviceType::Nbd,
+            (None, Some(device)) if is_called(device, "nbd") => attached::nbd(),
             (None, _) => attached::choose()?,
         };
         Ok(Wanted {

@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) enum DeviceType {
     /// The kernel's NBD client.
     Nbd,
+    /// The same without its netlink: a device that ends with the process that serves it.
+    Ioctl,
     /// A loop device over a file that FUSE serves.
     Fuse,
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ceph_native::error::{Error, Kind, Result};
-use nbd::kernel::{Netlink, sysfs};
+use nbd::kernel::{Netlink, by_ioctl, sysfs};
 use nbd::loop_device;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -133,7 +133,7 @@ fn end_unserved(found: &Found, force: bool) -> Result<()> {
                 .with_hint("nobody serves it: `attach` has it served again, --force ends it"));
         }
         match mapping.device_type {
-            DeviceType::Nbd => end_nbd(&mapping.device)?,
+            DeviceType::Nbd | DeviceType::Ioctl => end_nbd(&mapping.device)?,
             DeviceType::Fuse => loop_device::release(&mapping.device)
                 .map_err(|error| failed(mapping.device.display().to_string(), error))?,
         }
@@ -149,7 +149,7 @@ pub(super) fn is_there(mapping: &Mapping) -> bool {
     }
     let device = &mapping.device;
     match mapping.device_type {
-        DeviceType::Nbd => {
+        DeviceType::Nbd | DeviceType::Ioctl => {
             let same = |cookie: String| cookie == mapping.cookie;
             sysfs::pid(device).is_some() && sysfs::cookie(device).is_none_or(same)
         }
@@ -159,9 +159,14 @@ pub(super) fn is_there(mapping: &Mapping) -> bool {
 }
 
 fn end_nbd(device: &Path) -> Result<()> {
-    let failed = |error| failed(format!("{} cannot be ended", device.display()), error);
     let index = sysfs::index(device).ok_or_else(|| not_mapped(&device.display().to_string()))?;
-    Netlink::open().and_then(|mut netlink| netlink.disconnect(index)).map_err(failed)
+    let ended = match Netlink::open() {
+        Ok(mut netlink) => netlink.disconnect(index),
+        // It cannot be seen from here, or there is none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => by_ioctl::disconnect(device),
+        Err(error) => Err(error),
+    };
+    ended.map_err(|error| failed(format!("{} cannot be ended", device.display()), error))
 }
 
 fn wait_until_gone(found: &Found) -> Result<()> {
