@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::support::{Ceph, Options, Ran, program, run, run_in};
+use crate::telemetry::scrape;
 use crate::{full, one_osd, sha256};
 
 /// Of a block device: fails while that is mounted.
@@ -157,6 +158,32 @@ fn a_file_system_lives_on_a_mapped_image() {
             run("dd", &["if=/dev/zero", &format!("of={}", mapped.device), "bs=4k", "count=1"]);
         assert_ne!(write.code, 0, "a read-only device takes writes");
     }
+}
+
+#[test]
+fn a_mapping_tells_how_it_is() {
+    let ceph = one_osd();
+    create(ceph, "rbd/told", "32M");
+    let socket = ceph.dir().join("told.asok");
+    let socket = socket.to_str().unwrap();
+    // Free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let metrics = port.to_string();
+    let mapped = Mapped::new(ceph, "rbd/told", &["--admin-socket", socket, "--metrics", &metrics]);
+    assert!(mapped.device.starts_with("/dev/loop") && !mapped.device.contains('\n'));
+    let dd = [&format!("of={}", mapped.device), "if=/dev/zero", "bs=4k", "count=3", "oflag=direct"];
+    run("dd", &dd.map(AsRef::as_ref)).ok();
+    let status = mapped.run(&["status", "--daemon", socket, "--format", "json"]).json();
+    assert_eq!(status["images"][0]["image"], "rbd/told");
+    assert!(status["clusters"][0]["writes"]["done"].as_u64() >= Some(3), "{status}");
+    let (head, body) = scrape(&metrics, "/metrics");
+    assert_eq!(head, "HTTP/1.1 200 OK");
+    assert!(body.contains("image=\"rbd/told\""), "{body}");
+    // What cannot be had is said, and nothing is mapped.
+    let again = mapped.run(&["map", "rbd/told", "--read-only", "--metrics", &metrics]);
+    let said = again.refused();
+    assert!(said.contains(&metrics), "{said}");
+    assert_eq!(mapped.run(&["list-mapped"]).ok().lines().count(), 2);
 }
 
 #[test]

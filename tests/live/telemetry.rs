@@ -21,7 +21,7 @@ fn serve_telling(ceph: &Ceph, image: &str) -> (Serve, String, String) {
 }
 
 /// What a scraper gets from a path: status line and body.
-fn scrape(addr: &str, path: &str) -> (String, String) {
+pub(crate) fn scrape(addr: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(addr).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\n\r\n").unwrap();
     let mut response = String::new();

@@ -8,17 +8,16 @@ use ceph_native::error::Result;
 use ceph_native::telemetry::{Listening, Telemetry};
 use serde_json::Value;
 
-use crate::output::print;
-
 /// How many operations in flight are shown to people.
 const SHOWN: usize = 16;
 
-/// Answers on the admin socket that the configuration names, and on the port for metrics that was asked for. Dropping
-/// what this returns ends it.
+/// Answers on the admin socket that the configuration names, and on the port for metrics that was asked for, and `says`
+/// which that is. Dropping what this returns ends it.
 pub(crate) async fn tell(
     telemetry: &Telemetry,
     config: &Config,
     metrics: Option<SocketAddr>,
+    says: impl Fn(&str) -> Result<()>,
 ) -> Result<Vec<Listening>> {
     let mut listening = Vec::new();
     if let Some(AdminSocket { path, asked }) = &config.admin_socket {
@@ -31,7 +30,7 @@ pub(crate) async fn tell(
     }
     if let Some(addr) = metrics {
         let (addr, guard) = telemetry.listen_metrics(addr).await?;
-        print(&format!("metrics on http://{addr}/metrics\n"))?;
+        says(&format!("metrics on http://{addr}/metrics\n"))?;
         listening.push(guard);
     }
     Ok(listening)

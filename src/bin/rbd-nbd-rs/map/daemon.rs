@@ -216,14 +216,25 @@ impl Daemon {
         telemetry.image(image);
         attached.path().clone_into(&mut mapping.device);
         mapping.pid = std::process::id();
-        let told = daemon::tell(&telemetry, image.cluster().config(), None).await;
-        let told = match told {
-            // That of the process before may be in the way, and the device comes first.
-            Err(error) if from != From::Nothing => {
-                tracing::warn!(%error, "no admin socket");
-                Ok(Vec::new())
+        let deadline = tokio::time::Instant::now() + CLOSE;
+        let told = loop {
+            let config = image.cluster().config();
+            let said = |text: &str| {
+                tracing::info!("{}", text.trim());
+                Ok(())
+            };
+            match daemon::tell(&telemetry, config, options.metrics, said).await {
+                // What the process before listens on may be in the way, for a moment.
+                Err(_) if from != From::Nothing && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                // The device comes first.
+                Err(error) if from != From::Nothing => {
+                    tracing::warn!(%error, "nobody is told how it is");
+                    break Ok(Vec::new());
+                }
+                told => break told,
             }
-            told => told,
         };
         let prepared = told.and_then(|telling| {
             held.write(&mapping)?;

@@ -12,6 +12,7 @@ mod users;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -130,6 +131,9 @@ pub(crate) struct Options {
     /// How long the device waits for its process to come back before requests fail.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     reattach_timeout: u64,
+    /// Answer Prometheus at http://ADDRESS:PORT/metrics.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Ignored: it always is, as with Ceph 18's.
     #[arg(long, hide = true)]
     try_netlink: bool,
