@@ -70,6 +70,22 @@ fn a_file_system_that_was_not_finished_is_and_one_that_is_there_is_not_made_agai
     host.called("VolumeDriver.Create", &json!({ "Name": "half", "Opts": { "size": "128M" } }));
     host.mount("half", "x");
     host.unmount("half", "x");
+
+    // And a removal that was cut short leaves no name: with the image's id behind it, or in the pool's list alone.
+    for with_id in [true, false] {
+        let info = ceph.run("rbd", &["info", "--format", "json", "half"]).json();
+        let header = format!("rbd_header.{}", info["id"].as_str().unwrap());
+        ceph.rados(&["-p", "rbd", "rm", &header]);
+        if !with_id {
+            ceph.rados(&["-p", "rbd", "rm", "rbd_id.half"]);
+        }
+        let listed = || ceph.rbd(&["ls"]).lines().any(|image| image == "half");
+        assert!(listed());
+        host.called("VolumeDriver.Remove", &json!({ "Name": "half" }));
+        assert!(!listed(), "with its id: {with_id}");
+        host.called("VolumeDriver.Create", &json!({ "Name": "half", "Opts": { "size": "64M" } }));
+    }
+    host.called("VolumeDriver.Remove", &json!({ "Name": "half" }));
 }
 
 #[test]

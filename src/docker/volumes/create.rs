@@ -328,7 +328,10 @@ impl Volumes {
     }
 
     pub(super) async fn remove_now(&self, name: &str) -> Result<()> {
-        let Some(found) = self.find(name).await? else { return Ok(()) };
+        let known = self.journal.known(name);
+        let Some(found) = self.find(name).await? else {
+            return self.remove_rest(name, known).await;
+        };
         if let Some(attached) = self.journal.attached(name) {
             if !attached.users.is_empty() && self.is_live(&attached) {
                 return Err(Error::new(Kind::Busy, "it is mounted on this host"));
@@ -348,6 +351,42 @@ impl Volumes {
         }
         gone?;
         self.journal.forget(name)
+    }
+
+    /// Removes what is left of a volume whose removal was cut short after its description was gone: the names that led
+    /// to it. An image that is whole is none of ours.
+    async fn remove_rest(&self, name: &str, known: Option<Found>) -> Result<()> {
+        let place = match known {
+            Some(known) if known.description.adopted || known.description.cinder.is_some() => {
+                return Ok(());
+            }
+            Some(known) => known.place,
+            None => self.default_place(name).await?,
+        };
+        let pool = match self.store.pool(&place).await {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            pool => pool?,
+        };
+        for pause in 0.. {
+            let id = match image_id(&pool, &place.image).await {
+                Ok(id) => id,
+                Err(error) if error.kind() == Kind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+            match Header::read(&pool, &id).await {
+                Ok(_) => return Ok(()),
+                // It may be one that is just being made.
+                Err(error) if error.kind() == Kind::NotFound && pause < PATIENCE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) if error.kind() == Kind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        match admin::remove(&pool, &place.image, &mut |_, _| {}).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     async fn remove_image(&self, found: &Found) -> Result<()> {
