@@ -148,6 +148,10 @@ impl Volumes {
         if description.size > 0 {
             say("size", description.size.into());
         }
+        if let Some(flattening) = &found.flattening {
+            let Flattening { host, percent, .. } = flattening;
+            say("flattening", format!("{percent} %, by host {host}").into());
+        }
         if stale {
             say("stale", true.into());
             say("cluster", self.state_of_cluster().into());
@@ -185,10 +189,6 @@ impl Volumes {
         say("snapshots", snapshots.into());
         if let (Some(from), Some(_)) = (&found.description.options.from, &header.parent) {
             say("clone-of", from.clone().into());
-        }
-        if let Some(flattening) = &found.flattening {
-            let Flattening { host, percent, .. } = flattening;
-            say("flattening", format!("{percent} %, by host {host}").into());
         }
         if let Some(holder) = &holder {
             let owner = json!({ "host": holder.host, "addresses": holder.addresses });
