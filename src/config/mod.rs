@@ -284,6 +284,8 @@ pub struct RbdDefaults {
     pub trash: bool,
     /// For how long it stays there at least.
     pub trash_expires: Duration,
+    /// Whether an image whose clones hang on snapshots that were removed is put into the trash, until they are gone.
+    pub trash_parents: bool,
     /// Objects that are worked on at a time when an image is removed or resized.
     pub concurrent_management_ops: u64,
 }
@@ -540,6 +542,7 @@ fn rbd_defaults(values: &Values<'_>) -> Result<RbdDefaults, ConfigError> {
         trash_expires: Duration::from_secs(
             values.get("rbd_move_to_trash_on_remove_expire_seconds").count()?,
         ),
+        trash_parents: values.get("rbd_move_parent_to_trash_on_remove").bool()?,
         concurrent_management_ops: values.get("rbd_concurrent_management_ops").count()?.max(1),
     })
 }

@@ -114,6 +114,7 @@ fn defaults() {
         data_pool: None,
         trash: false,
         trash_expires: Duration::ZERO,
+        trash_parents: false,
         concurrent_management_ops: 10,
     };
     assert_eq!(config.rbd, rbd);

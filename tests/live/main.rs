@@ -36,6 +36,7 @@ mod steps;
 mod streams;
 mod telemetry;
 mod tools;
+mod trash;
 mod twins;
 mod verbs;
 mod watch;

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::support::{Ceph, Ran, Serve};
+use crate::support::{Ceph, Ran, Release, Serve};
 use crate::{full, on_new_clusters, run};
 
 /// Images and snapshots are named from few names, so that they meet.
@@ -325,8 +325,35 @@ impl Twins<'_> {
                 args.iter().map(|arg| arg.replace("{}", &format!("rbd/{namespace}"))).collect();
             let (ours, theirs) = (self.ceph.ours(&strs(&args)), self.ceph.run("rbd", &strs(&args)));
             let said = |ran: &Ran| (ran.code, String::from_utf8_lossy(&ran.out).into_owned());
+            let same = said(&ours) == said(&theirs);
+            if !same && self.ceph.release() == Release::Pacific && self.pacific_errs(&args) {
+                continue;
+            }
             assert_eq!(said(&ours), said(&theirs), "{image}: {args:?}");
         }
+    }
+
+    /// Of objects that were cut between two snapshots, Ceph 16 tells more as data, or less, than later releases, and so
+    /// thinks that more is used, or less. Where we differ from it, the image reads as zeros.
+    fn pacific_errs(&self, args: &[String]) -> bool {
+        if args[0] != "diff" {
+            return args[0] == "du";
+        }
+        let mut json: Vec<_> = strs(args).into_iter().filter(|arg| *arg != "json").collect();
+        json.retain(|arg| *arg != "--format");
+        json.extend(["--format", "json"]);
+        let content = self.ceph.run("rbd", &["export", "--no-progress", json[1], "-"]).out;
+        let data = |ran: Ran| {
+            let mut data = vec![false; content.len()];
+            for extent in ran.json().as_array().unwrap() {
+                let number = |name: &str| extent[name].as_u64().unwrap() as usize;
+                let exists = extent["exists"] == "true";
+                data[number("offset")..][..number("length")].fill(exists);
+            }
+            data
+        };
+        let (ours, theirs) = (data(self.ceph.ours(&json)), data(self.ceph.run("rbd", &json)));
+        (0..content.len()).all(|at| ours[at] == theirs[at] || content[at] == 0)
     }
 
     /// What has changed between any two versions of an image, in every way that one can ask.

@@ -285,6 +285,11 @@ impl Ceph {
         keyring
     }
 
+    /// The release that programs are of, and daemons that are started.
+    pub(crate) fn release(&self) -> Release {
+        *self.release.lock().unwrap()
+    }
+
     /// From now on programs are of this release, and daemons that are started.
     pub(crate) fn set_release(&self, release: Release) {
         *self.release.lock().unwrap() = release;

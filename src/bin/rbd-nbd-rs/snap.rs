@@ -6,6 +6,7 @@ use ceph_native::image::admin::{self, Details, Snapshot};
 use ceph_native::image::header::{self, image_id};
 use ceph_native::image::{Image, Maintenance, OpenOptions};
 use clap::Subcommand;
+use proto::rbd::Features;
 use proto::rbd::cls::{SnapshotInfo, SnapshotNamespace};
 use proto::rbd::notify::snap_create;
 use proto::types::{SnapId, UTime};
@@ -82,8 +83,11 @@ pub(crate) struct Remove {
     /// Snapshot id, instead of a name.
     #[arg(long, value_name = "ID")]
     snap_id: Option<u64>,
-    /// Show no progress (there is none).
-    #[arg(long, hide = true)]
+    /// Flatten its clones, and unprotect it, if need be.
+    #[arg(long)]
+    force: bool,
+    /// Show no progress.
+    #[arg(long)]
     no_progress: bool,
 }
 
@@ -266,8 +270,47 @@ impl Remove {
             }
             (None, Some(name)) => admin::user_snapshot(image, &name).await?,
         };
+        if self.force {
+            self.free(image, &snapshot).await?;
+        }
         remove(image, &snapshot).await
     }
+
+    /// Has nothing depend on it any more (`librbd/internal.cc`: `flatten_children`, then `snap_unprotect`).
+    async fn free(&self, image: &Image, snapshot: &SnapshotInfo) -> Result<()> {
+        let pool = image.pool();
+        let clones = admin::children(pool, image.id(), &[snapshot.id]).await?;
+        let progress = Progress::new("Removing snap", !self.no_progress);
+        for (nth, clone) in (0..).zip(&clones) {
+            let in_pool = pool.cluster().pool(&clone.pool).await?.with_namespace(&clone.namespace);
+            let child = Image::open_by_id(&in_pool, &clone.id, &OpenOptions::default()).await?;
+            let mut tell =
+                |done, total| progress.set_part((nth, clones.len() as u64), (done, total));
+            let flattened = flatten_whole(&child, &mut tell).await;
+            closed(child, flattened).await?;
+        }
+        progress.finish();
+        let details = Details::read(pool, image.id()).await?;
+        let snapshots = details.all_snapshots(pool).await?;
+        let protected = |other: &Snapshot| other.info.id == snapshot.id && other.protected;
+        if snapshots.iter().any(protected) {
+            let (namespace, name) = (snapshot.namespace.clone(), snapshot.name.clone());
+            let unprotect = Maintenance::SnapUnprotect { namespace, name };
+            image.maintain(&unprotect, &mut |_, _| {}).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Flattens an image, unless its snapshots would depend on the parent afterwards, too.
+async fn flatten_whole(image: &Image, progress: admin::Progress<'_>) -> Result<()> {
+    let header = image.header();
+    let deep = header.features.contains(Features::DEEP_FLATTEN);
+    if !deep && !header.snap_context.snaps.is_empty() {
+        let what = format!("snapshots of its clone {} depend on it", image.spec());
+        return Err(Error::new(Kind::Busy, what).with_hint("remove these first"));
+    }
+    image.maintain(&Maintenance::Flatten, progress).await
 }
 
 impl Purge {

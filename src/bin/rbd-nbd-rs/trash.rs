@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Context as _, Error, Kind, Result};
-use ceph_native::image::admin::{self, Details, ParentName};
+use ceph_native::image::admin::{self, Details, ParentName, Purged};
 use clap::Subcommand;
 use proto::rbd::cls::{TrashImage, TrashSource};
 use proto::types::UTime;
@@ -84,6 +84,10 @@ pub(crate) struct Purge {
     /// Remove images that expired before: anything that date(1) understands.
     #[arg(long, value_name = "DATE", default_value = "now")]
     expired_before: String,
+    /// If the pool's data use more than that part of its space (0 to 1): remove images, expired or not, until they do
+    /// not.
+    #[arg(long, value_name = "PART", conflicts_with = "expired_before")]
+    threshold: Option<f64>,
     /// Show no progress.
     #[arg(long)]
     no_progress: bool,
@@ -108,11 +112,14 @@ impl Trash {
             }
             Self::Purge(purge) => {
                 let pool = purge.pool.open(cluster).await?;
-                let before = UTime::from(date(&purge.expired_before)?);
+                let which = match purge.threshold {
+                    Some(part) => Purged::Above(part),
+                    None => Purged::Expired(UTime::from(date(&purge.expired_before)?)),
+                };
                 let progress = Progress::new("Removing images", !purge.no_progress);
                 let mut tell = |done, total| progress.set(done, total);
                 let what = "some expired images could not be removed";
-                admin::purge_trash(&pool, before, &mut tell).await.context(what)?;
+                admin::purge_trash(&pool, which, &mut tell).await.context(what)?;
                 progress.finish();
                 Ok(())
             }

@@ -13,6 +13,7 @@ use proto::rbd::{OpFeatures, names};
 use proto::types::SnapId;
 
 use super::snapshots::remove_snapshot;
+use super::trash::remove_kept_parent;
 use crate::error::{Context as _, Kind, Result};
 use crate::image::{Image, OpenOptions, header};
 use crate::pool::Pool;
@@ -99,7 +100,12 @@ async fn drop_hidden(pool: &Pool, id: &str, snap: SnapId) -> Result<()> {
     // It may be a clone itself, of a snapshot that is hidden, and so on.
     let removed = Box::pin(remove_snapshot(&image, snap)).await;
     image.close().await;
-    removed
+    removed?;
+    // Of the clone nothing depends on that: it can be removed later.
+    if let Err(error) = Box::pin(remove_kept_parent(pool, id)).await {
+        tracing::warn!(%error, "an image that was kept for its clones stays in the trash");
+    }
+    Ok(())
 }
 
 /// What is not there is nothing.

@@ -149,14 +149,22 @@ impl Changed {
     /// has changed when something of it has.
     fn between(snaps: &ObjectSnaps, from: Option<SnapId>, to: SnapId, whole: Option<u64>) -> Self {
         let before = from.map(|from| Step::between(snaps, SnapId(0), from, whole));
-        let size_before = before.map_or(0, |step| step.size);
+        let size_before = before.as_ref().map_or(0, |step| step.size);
         let step = Step::between(snaps, from.unwrap_or(SnapId(0)), to, whole);
         let mut written = step.changed;
         let mut zeroed = Ranges::of(step.size, size_before);
         written.remove_all(&zeroed);
+        // What was behind its end in between is not there, either.
+        if step.exists && whole.is_none() {
+            written = written.within(0, step.size);
+        }
         if !step.exists {
             zeroed.add_all(&written);
             written = Ranges::default();
+        }
+        // What was not there before, and is not there now, has not changed, whatever there was in between.
+        if !step.exists && !before.is_some_and(|before| before.exists) {
+            zeroed = Ranges::default();
         }
         Self { written, zeroed }
     }
@@ -238,6 +246,7 @@ async fn by_object_maps(image: &Image, from: Option<SnapId>) -> Result<Option<Ob
     let (pool, to) = (image.pool(), image.read_snap());
     let older = header.snap_context.snaps.iter().rev().copied();
     let versions = older.chain([SnapId::HEAD]);
+    let mut start = ObjectStates::default();
     let mut known: Option<ObjectStates> = None;
     for snap in versions.filter(|snap| from.is_none_or(|from| from <= *snap) && *snap <= to) {
         let size = match snap {
@@ -260,10 +269,24 @@ async fn by_object_maps(image: &Image, from: Option<SnapId>) -> Result<Option<Ob
         known = Some(match (known, from) {
             (Some(known), _) => followed_by(known, &states),
             (None, None) => followed_by(ObjectStates::default(), &states),
-            (None, Some(_)) => at_start(states),
+            (None, Some(_)) => {
+                start = at_start(states);
+                start.clone()
+            }
         });
     }
-    Ok(known)
+    Ok(known.map(|known| without_news_of_nothing(known, &start)))
+}
+
+/// What was not there at the start, and is not there at the end, has not changed, whatever there was in between.
+fn without_news_of_nothing(mut known: ObjectStates, start: &ObjectStates) -> ObjectStates {
+    for object in 0..known.len() {
+        let was_there = object < start.len() && start.get(object) != ObjectState::Absent;
+        if known.get(object) == ObjectState::Pending && !was_there {
+            known.set(object, ObjectState::Absent);
+        }
+    }
+    known
 }
 
 fn at_start(mut states: ObjectStates) -> ObjectStates {
@@ -324,8 +347,10 @@ async fn tell_states(
                 let (begin, end) = (piece.image, piece.image + piece.len);
                 match state {
                     ObjectState::Exists => data.add(begin, end),
-                    ObjectState::Pending => gone.add(begin, end),
-                    ObjectState::Absent => data.add_all(&shown.within(begin, end)),
+                    ObjectState::Pending if options.from.is_some() => gone.add(begin, end),
+                    ObjectState::Absent | ObjectState::Pending => {
+                        data.add_all(&shown.within(begin, end))
+                    }
                     ObjectState::Clean => {}
                 }
             }
@@ -375,6 +400,8 @@ mod tests {
         let versions = vec![version(SnapId(4), &[4], &[], 100)];
         let snaps = ObjectSnaps { versions, seq: SnapId(4) };
         assert_eq!(changed(&snaps, Some(4), HEAD), [vec![], vec![(0, 100)]]);
+        assert_eq!(changed(&snaps, Some(3), HEAD), [vec![], vec![]], "it came in between");
+        assert_eq!(changed(&snaps, None, HEAD), [vec![], vec![]], "there was nothing before");
         assert_eq!(changed(&ObjectSnaps::default(), Some(4), HEAD), [vec![], vec![]]);
         let whole = Changed::between(&snaps, Some(SnapId(3)), SnapId(4), Some(4096));
         assert_eq!(whole.written, Ranges::of(0, 4096));
@@ -391,6 +418,10 @@ mod tests {
         let start = at_start(states(&[Absent, Exists, Clean, Exists, Exists]));
         let then = followed_by(start, &states(&[Clean, Clean, Exists, Absent]));
         assert_eq!(then, states(&[Exists, Clean, Exists, Pending, Pending]));
+        let start = at_start(states(&[Absent, Exists]));
+        let gone = followed_by(followed_by(start.clone(), &states(&[Exists, Clean])), &states(&[]));
+        assert_eq!(gone, states(&[Pending, Pending]));
+        assert_eq!(without_news_of_nothing(gone, &start), states(&[Absent, Pending]));
         let all = followed_by(ObjectStates::default(), &states(&[Absent, Clean, Exists]));
         assert_eq!(all, states(&[Absent, Exists, Exists]));
     }

@@ -48,7 +48,8 @@ pub use self::snapshots::{
     set_snapshot_limit, unprotect_snapshot, user_snapshot,
 };
 pub use self::trash::{
-    list_trash, move_to_trash, purge_trash, remove_from_trash, restore_from_trash, trash_delay,
+    OnRemove, Purged, keep_for_clones, list_trash, move_to_trash, on_remove, purge_trash,
+    remove_from_trash, restore_from_trash,
 };
 use crate::error::{Error, Kind, Result};
 use crate::pool::Pool;

@@ -128,7 +128,7 @@ pub(super) async fn in_a_group(pool: &Pool, id: &str, header: &Header) -> Result
 }
 
 /// Refuses an image that somebody else has open.
-async fn in_use(image: &Image) -> Result<()> {
+pub(super) async fn in_use(image: &Image) -> Result<()> {
     let watchers = image.pool().watchers(&names::header(image.id())).await?;
     let ours = image.0.client_id();
     let other =

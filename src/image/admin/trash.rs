@@ -3,7 +3,7 @@
 //! The orders are librbd's (`librbd/api/Trash.cc`, `librbd/trash/MoveRequest.cc`): each move can be finished by whoever
 //! does it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,21 +11,22 @@ use proto::denc::Put;
 use proto::msg::op::Op;
 use proto::rbd::cls::{
     AddImage, AddToTrash, GetId, GetIdOfName, GetTrash, ListTrash, Method, RemoveFromTrash,
-    RemoveImage, SetId, SetTrashState, TRASH_MOVING, TRASH_NORMAL, TRASH_REMOVING, TRASH_RESTORING,
-    TrashImage, TrashSource,
+    RemoveImage, SetId, SetTrashState, SnapshotNamespace, TRASH_MOVING, TRASH_NORMAL,
+    TRASH_REMOVING, TRASH_RESTORING, TrashImage, TrashSource,
 };
 use proto::rbd::{Features, names};
 use proto::types::UTime;
 
 use super::children::or_none;
+use super::diff::{DiffOptions, Difference, diff};
 use super::metadata::{CONFIG_PREFIX, Notes};
 use super::objects::Progress;
-use super::remove::{in_a_group, is_mirrored, remove_image};
+use super::remove::{in_a_group, in_use, is_mirrored, remove_image};
 use crate::cluster::wall_clock;
 use crate::config::{count, truth};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::Image;
-use crate::image::header::{Header, spec};
+use crate::image::header::{Header, snapshot, spec};
 use crate::pool::Pool;
 
 /// Entries that are asked for at a time.
@@ -33,13 +34,22 @@ const PAGE: u64 = 1024;
 
 const EUCLEAN: i32 = 117;
 
-/// For how long an image of the pool is put into the trash in place of being removed, if it is: the pool's own settings
-/// (`rbd config pool set`) count before all others. What the monitors have (`ceph config set`) is not asked for.
+/// What becomes of images that are to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnRemove {
+    /// For how long they stay in the trash, if they are put there instead.
+    pub keep: Option<Duration>,
+    /// Whether those are put there whose clones hang on snapshots that were removed ([`keep_for_clones`]).
+    pub keep_parents: bool,
+}
+
+/// What becomes of images of the pool that are to be removed: its own settings (`rbd config pool set`) count before all
+/// others.
 ///
 /// # Errors
 /// [`Kind::Invalid`] if a setting of the pool cannot be understood; whatever keeps them from being read, but a lack of
 /// permission: who lacks it does without, as with librbd.
-pub async fn trash_delay(pool: &Pool) -> Result<Option<Duration>> {
+pub async fn on_remove(pool: &Pool) -> Result<OnRemove> {
     let notes = match Notes::Pool.list(&pool.with_namespace("")).await {
         Err(error) if error.kind() == Kind::PermissionDenied => {
             tracing::warn!(%error, pool = pool.name(), "doing without settings of the pool");
@@ -48,14 +58,14 @@ pub async fn trash_delay(pool: &Pool) -> Result<Option<Duration>> {
         notes => notes?,
     };
     let rbd = &pool.cluster().config().rbd;
-    delay(&notes, (rbd.trash, rbd.trash_expires))
+    overridden(&notes, (rbd.trash, rbd.trash_expires, rbd.trash_parents))
         .map_err(|error| error.context(format!("settings of pool {}", pool.name())))
 }
 
-fn delay(
+fn overridden(
     notes: &BTreeMap<String, Bytes>,
-    (mut trash, mut expires): (bool, Duration),
-) -> Result<Option<Duration>> {
+    (mut trash, mut expires, mut keep_parents): (bool, Duration, bool),
+) -> Result<OnRemove> {
     for (key, value) in notes {
         let value = String::from_utf8_lossy(value);
         let understood = match key.strip_prefix(CONFIG_PREFIX) {
@@ -63,11 +73,55 @@ fn delay(
             Some("rbd_move_to_trash_on_remove_expire_seconds") => {
                 count(&value).map(|value| expires = Duration::from_secs(value))
             }
+            Some("rbd_move_parent_to_trash_on_remove") => {
+                truth(&value).map(|value| keep_parents = value)
+            }
             _ => Some(()),
         };
         understood.ok_or_else(|| Error::new(Kind::Invalid, format!("{key} = {value:?}")))?;
     }
-    Ok(trash.then_some(expires))
+    Ok(OnRemove { keep: trash.then_some(expires), keep_parents })
+}
+
+/// Moves an image to the trash of which nothing is needed but snapshots that were removed, and that clones hang on. It
+/// goes with the last of these. False if it is no such image.
+///
+/// # Errors
+/// As [`move_to_trash`]; [`Kind::Busy`] while somebody has it open.
+pub async fn keep_for_clones(pool: &Pool, name: &str) -> Result<bool> {
+    let doing = format!("image {}", spec(pool, name));
+    let named = GetIdOfName { name: name.to_owned() };
+    let Some(id) = or_none(pool.call(names::DIRECTORY, &named).await)? else { return Ok(false) };
+    let Some(header) = or_none(Header::read(pool, &id).await)? else { return Ok(false) };
+    if header.snap_context.snaps.is_empty() {
+        return Ok(false);
+    }
+    for snap in &header.snap_context.snaps {
+        let info = snapshot(pool, &id, *snap).await.context(&doing)?;
+        if !matches!(info.namespace, SnapshotNamespace::Trash { .. }) || info.child_count == 0 {
+            return Ok(false);
+        }
+    }
+    let image = Image::open_to_remove(pool, &id).await.context(&doing)?;
+    let unused = in_use(&image).await;
+    image.close().await;
+    unused.context(&doing)?;
+    move_as(pool, name, TrashSource::USER_PARENT, Duration::ZERO).await?;
+    Ok(true)
+}
+
+/// Removes an image that is in the trash only until its last clone is gone, once that is so.
+pub(super) async fn remove_kept_parent(pool: &Pool, id: &str) -> Result<()> {
+    let get = GetTrash { id: id.to_owned() };
+    let Some(image) = or_none(pool.call(names::TRASH, &get).await)? else { return Ok(()) };
+    let kept = image.source == TrashSource::USER_PARENT && image.state == TRASH_NORMAL;
+    if !kept || wall_clock() < image.deferred_until {
+        return Ok(());
+    }
+    match Header::read(pool, id).await {
+        Ok(header) if !header.snap_context.snaps.is_empty() => Ok(()),
+        _ => remove_from_trash(pool, id, true, &mut |_, _| {}).await,
+    }
 }
 
 /// Moves an image to the trash. It is not removed before `delay` is over.
@@ -78,11 +132,15 @@ fn delay(
 /// [`Kind::NotFound`]; [`Kind::Busy`] while somebody holds its exclusive lock; errno `EMLINK` if it is in a group;
 /// [`Kind::Unsupported`] if it is mirrored.
 pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<()> {
+    move_as(pool, name, TrashSource::USER, delay).await
+}
+
+async fn move_as(pool: &Pool, name: &str, source: TrashSource, delay: Duration) -> Result<()> {
     let doing = format!("image {}", spec(pool, name));
     let named = GetIdOfName { name: name.to_owned() };
     let id = match or_none(pool.call(names::DIRECTORY, &named).await)? {
         Some(id) => id,
-        None => moving(pool, name)
+        None => moving(pool, name, source)
             .await?
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {doing}")))?,
     };
@@ -104,13 +162,8 @@ pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<(
     }
     let deleted = wall_clock();
     let deferred_until = UTime::from(Duration::from(deleted).saturating_add(delay));
-    let image = TrashImage {
-        source: TrashSource::USER,
-        name: name.to_owned(),
-        deleted,
-        deferred_until,
-        state: TRASH_MOVING,
-    };
+    let image =
+        TrashImage { source, name: name.to_owned(), deleted, deferred_until, state: TRASH_MOVING };
     match pool.call(names::TRASH, &AddToTrash { id: id.clone(), image: image.clone() }).await {
         // By somebody who did not get further.
         Err(error) if error.kind() == Kind::Exists => {}
@@ -125,10 +178,10 @@ pub async fn move_to_trash(pool: &Pool, name: &str, delay: Duration) -> Result<(
 }
 
 /// The id of an image whose way to the trash was cut short.
-async fn moving(pool: &Pool, name: &str) -> Result<Option<String>> {
+async fn moving(pool: &Pool, name: &str, source: TrashSource) -> Result<Option<String>> {
     let images = list_trash(pool).await?;
     let found = images.into_iter().find(|(_, image)| {
-        image.source == TrashSource::USER && image.state == TRASH_MOVING && image.name == name
+        image.source == source && image.state == TRASH_MOVING && image.name == name
     });
     Ok(found.map(|(id, _)| id))
 }
@@ -240,18 +293,41 @@ pub async fn remove_from_trash(
     Ok(())
 }
 
-/// Removes those of the users' images in the trash whose time came before `now`: parents after their clones, as many
-/// as can be removed.
+/// Which images [`purge_trash`] removes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Purged {
+    /// Those whose time came before.
+    Expired(UTime),
+    /// If a pool is used to a larger part than that (of 1): those that give enough of it back, whose time comes first;
+    /// and all those whose time has come.
+    Above(f64),
+}
+
+/// Removes some of the users' images in the trash: parents after their clones, as many as can be removed.
 ///
 /// # Errors
 /// What keeps the first one from being removed that was not.
-pub async fn purge_trash(pool: &Pool, now: UTime, progress: Progress<'_>) -> Result<()> {
+pub async fn purge_trash(pool: &Pool, which: Purged, progress: Progress<'_>) -> Result<()> {
     let users = [TrashSource::USER, TrashSource::USER_PARENT];
-    let mut left: Vec<String> = list_trash(pool)
+    let mut images: Vec<_> = list_trash(pool)
         .await?
         .into_iter()
         .filter(|(_, image)| users.contains(&image.source))
-        .filter(|(_, image)| image.deferred_until.sec <= now.sec)
+        .collect();
+    images.sort_by_key(|(_, image)| image.deferred_until);
+    let (early, now) = match which {
+        Purged::Expired(before) => (BTreeSet::new(), before),
+        Purged::Above(part) => {
+            let early = worth_removing(pool, &images, part).await?;
+            if early.is_empty() {
+                return Ok(());
+            }
+            (early, wall_clock())
+        }
+    };
+    let mut left: Vec<String> = images
+        .into_iter()
+        .filter(|(id, image)| image.deferred_until.sec <= now.sec || early.contains(id))
         .map(|(id, _)| id)
         .collect();
     let total = left.len() as u64;
@@ -277,6 +353,84 @@ pub async fn purge_trash(pool: &Pool, now: UTime, progress: Progress<'_>) -> Res
             // Without a clone less there is nothing to be gained from another round.
             Some(error) if left.len() == before => return Err(error),
             Some(_) => {}
+        }
+    }
+}
+
+/// Which images have to go so that no pool with data of theirs is used to a larger part than `part`.
+async fn worth_removing(
+    pool: &Pool,
+    images: &[(String, TrashImage)],
+    part: f64,
+) -> Result<BTreeSet<String>> {
+    if !(0.0..=1.0).contains(&part) {
+        let what = format!("threshold {part} is not between 0 and 1");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let asked = pool.cluster().command(r#"{"prefix": "df", "format": "json"}"#).await?;
+    let wrong = |error| Error::new(Kind::Corrupt, "the monitors' df").with_source(error);
+    let usage: Usage = serde_json::from_slice(&asked.output).map_err(wrong)?;
+    let mut too_much: BTreeMap<String, f64> =
+        usage.pools.into_iter().map(Used::above(part)).collect();
+    let mut worth = BTreeSet::new();
+    for (id, _) in images {
+        let Some(header) = or_none(Header::read(pool, id).await)? else { continue };
+        let name = match header.data_pool {
+            Some(data) => pool.cluster().pool_by_id(data).await?.name().to_owned(),
+            None => pool.name().to_owned(),
+        };
+        let Some(left) = too_much.get_mut(&name).filter(|left| **left > 0.0) else { continue };
+        match used(pool, id).await {
+            Ok(bytes) => *left -= bytes as f64,
+            Err(error) => {
+                tracing::warn!(%error, image = id, "nobody knows how much would be gained");
+                continue;
+            }
+        }
+        worth.insert(id.clone());
+    }
+    Ok(worth)
+}
+
+/// How many bytes of its own an image has, about.
+async fn used(pool: &Pool, id: &str) -> Result<u64> {
+    let image = Image::open_to_remove(pool, id).await?;
+    let mut used = 0;
+    let mut add = |found: Difference| {
+        used += if found.exists { found.length } else { 0 };
+        Ok(())
+    };
+    let options = DiffOptions { from: None, whole_objects: true, with_parent: false };
+    let looked = diff(&image, options, &mut add).await;
+    image.close().await;
+    looked.map(|()| used)
+}
+
+/// What `ceph df` tells.
+#[derive(serde::Deserialize)]
+struct Usage {
+    pools: Vec<Used>,
+}
+
+#[derive(serde::Deserialize)]
+struct Used {
+    name: String,
+    stats: UsedBytes,
+}
+
+#[derive(serde::Deserialize)]
+struct UsedBytes {
+    percent_used: f64,
+    bytes_used: u64,
+    max_avail: u64,
+}
+
+impl Used {
+    /// The pool's name, and how many bytes more than that part of it are used.
+    fn above(part: f64) -> impl Fn(Self) -> (String, f64) {
+        move |Self { name, stats }| {
+            let total = stats.max_avail as f64 + stats.bytes_used as f64;
+            (name, total * (stats.percent_used - part))
         }
     }
 }
@@ -332,20 +486,25 @@ mod tests {
 
     #[test]
     fn a_pool_says_before_all_others_what_is_kept() {
-        let pool = |settings: &[(&str, &'static str)], otherwise| {
-            let notes = settings.iter().map(|(key, value)| {
-                (format!("conf_rbd_move_to_trash_on_remove{key}"), Bytes::from(*value))
-            });
-            delay(&notes.collect(), otherwise).map_err(|error| error.kind())
+        let pool = |settings: &[(&str, &'static str)], (trash, expires)| {
+            let notes = settings
+                .iter()
+                .map(|(key, value)| (format!("conf_rbd_move_{key}"), Bytes::from(*value)));
+            let settings = overridden(&notes.collect(), (trash, expires, false));
+            settings.map_err(|error| error.kind()).map(|settings| settings.keep)
         };
         let hour = Duration::from_secs(3600);
+        let set = "to_trash_on_remove";
         assert_eq!(pool(&[], (false, hour)), Ok(None));
         assert_eq!(pool(&[], (true, hour)), Ok(Some(hour)));
-        assert_eq!(pool(&[("", "true")], (false, hour)), Ok(Some(hour)));
-        assert_eq!(pool(&[("", "false")], (true, hour)), Ok(None));
-        let expires = ("_expire_seconds", "60");
+        assert_eq!(pool(&[(set, "true")], (false, hour)), Ok(Some(hour)));
+        assert_eq!(pool(&[(set, "false")], (true, hour)), Ok(None));
+        let expires = ("to_trash_on_remove_expire_seconds", "60");
         assert_eq!(pool(&[expires], (false, hour)), Ok(None));
         assert_eq!(pool(&[expires], (true, hour)), Ok(Some(Duration::from_secs(60))));
-        assert_eq!(pool(&[("", "perhaps")], (false, hour)), Err(Kind::Invalid));
+        assert_eq!(pool(&[(set, "perhaps")], (false, hour)), Err(Kind::Invalid));
+        let parents = ("conf_rbd_move_parent_to_trash_on_remove".to_owned(), Bytes::from("true"));
+        let settings = overridden(&BTreeMap::from([parents]), (false, hour, false)).unwrap();
+        assert_eq!(settings, OnRemove { keep: None, keep_parents: true });
     }
 }
