@@ -262,6 +262,14 @@ fn partitions(ceph: &Ceph, guest: &Guest) {
          for i in $(seq 100); do [ -b ${DEV}p1 ] && break; sleep 0.1; done; mkfs.ext4 -q ${DEV}p1; mount ${DEV}p1 /mnt
          ! rbd-nbd-rs unmap $DEV || exit 1; umount /mnt; rbd-nbd-rs unmap $DEV",
     );
+    // As blktests' nbd/002, but without udev: they come and go with the device, when it is opened.
+    guest.ok("for type in nbd ioctl nbd; do
+             DEV=$(rbd-nbd-rs map rbd/parts --device-type $type); blockdev --getsize64 $DEV > /dev/null
+             for i in $(seq 100); do [ -b ${DEV}p1 ] && break; sleep 0.1; done; [ -b ${DEV}p1 ]
+             rbd-nbd-rs unmap $DEV
+             for i in $(seq 100); do : < $DEV; [ -e /sys/block/nbd0/nbd0p1 ] || break; done
+             [ ! -e /sys/block/nbd0/nbd0p1 ]
+         done");
     if full() {
         for kind in ["xfs", "btrfs"] {
             guest.ok(&format!(
