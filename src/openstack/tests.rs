@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::answer::Answer;
-use super::cinder::{Cinder, NewVolume, Version};
+use super::cinder::{Api, Cinder, Connector, NewVolume, Version};
 use super::clouds::{Auth, Cloud, Interface};
 use super::identity::{self, Token};
 use super::session::Session;
@@ -507,6 +507,31 @@ async fn quotas_and_failures_are_told_with_numbers_and_reasons() {
     assert!(error.contains("any available weighted backend"), "{error}");
     let error = client.until_gone("v1", deadline).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Busy);
+}
+
+#[tokio::test]
+async fn what_another_had_for_a_moment_is_asked_for_again() {
+    let refused = r#"{"badRequest": {"code": 400, "message": "the current status is attaching."}}"#;
+    let connection =
+        json!({ "driver_volume_type": "rbd", "name": "p/i", "hosts": ["h"], "ports": ["1"] });
+    let made = json!({ "attachment": { "id": "a1", "connection_info": connection } }).to_string();
+    let taken = r#"{"volume": {"id": "v1", "status": "attaching"}}"#;
+    let (client, _) = cinder(vec![
+        granted("t", 3599),
+        versions("3.71"),
+        reply(400, "", refused),
+        reply(200, "", VOLUME),
+        reply(200, "", &made),
+        reply(400, "", refused),
+        reply(200, "", taken),
+    ])
+    .await;
+    let by = Connector::default();
+    let (id, connection) = client.attach(Api::Attachments, "v1", &by).await.unwrap();
+    assert_eq!((id.as_deref(), connection.image.as_str()), (Some("a1"), "i"));
+    // Who has it still is told.
+    let error = client.attach(Api::Attachments, "v1", &by).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
 }
 
 #[tokio::test]

@@ -4,13 +4,21 @@
 //! one volume, since its record of the mode is then wrong for good. No virtual machine is named to the attachments API:
 //! with one, Cinder would ask Nova before it lets go.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::model::{self, AttachedTo, Attachment, Connection};
 use super::{Cinder, version};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::openstack::answer::Answer;
+
+/// How often a volume is asked for that others have for a moment, and how long between.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// How volumes are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,11 +95,8 @@ impl Cinder {
                     attachment["mode"] = by.mode().into();
                 }
                 let body = json!({ "attachment": attachment });
-                let answer = self.ask(Method::POST, "attachments", Some(body)).await?;
-                let made = match answer.read::<model::OneAttachment>() {
-                    Ok(made) => made.attachment,
-                    Err(error) => return Err(self.refused(id, error).await),
-                };
+                let answer = self.reserve(id, "attachments", body).await?;
+                let made = answer.read::<model::OneAttachment>()?.attachment;
                 match connection(&made.connection_info) {
                     Ok(connection) => Ok((Some(made.id), connection)),
                     Err(error) => {
@@ -101,9 +106,8 @@ impl Cinder {
                 }
             }
             Api::Actions => {
-                if let Err(error) = self.act(id, json!({ "os-reserve": {} })).await?.fine() {
-                    return Err(self.refused(id, error).await);
-                }
+                let path = format!("volumes/{id}/action");
+                self.reserve(id, &path, json!({ "os-reserve": {} })).await?;
                 let body = json!({ "os-initialize_connection": { "connector": by.json() } });
                 let found = async {
                     let said: model::Initialized = self.act(id, body).await?.read()?;
@@ -120,10 +124,29 @@ impl Cinder {
         }
     }
 
+    /// Asks for a volume, as only one can have it. Refused, and free when that is looked into, another had it for a
+    /// moment only: then it is asked for again.
+    async fn reserve(&self, id: &str, path: &str, body: Value) -> Result<Answer> {
+        let mut left = ATTEMPTS;
+        loop {
+            let answer = self.ask(Method::POST, path, Some(body.clone())).await?;
+            if answer.is_fine() {
+                return Ok(answer);
+            }
+            let error = self.refused(id, answer.refusal()).await;
+            left -= 1;
+            if error.kind() != Kind::Invalid || left == 0 {
+                return Err(error);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
     /// Makes an attachment known as done; its id. Done already is success.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] if it was taken away; whatever keeps Cinder from being asked.
+    /// [`Kind::NotFound`] if it was taken away; [`Kind::Busy`] if another has the volume; whatever keeps Cinder from
+    /// being asked.
     pub async fn complete(
         &self,
         api: Api,
@@ -148,7 +171,9 @@ impl Cinder {
         if let Some(instance) = &by.instance {
             attach["instance_uuid"] = instance.as_str().into();
         }
-        self.act(id, json!({ "os-attach": attach })).await?.fine()?;
+        if let Err(error) = self.act(id, json!({ "os-attach": attach })).await?.fine() {
+            return Err(self.refused(id, error).await);
+        }
         let own = self.own(id, by).await?.map(|own| own.attachment_id);
         own.ok_or_else(|| Error::new(Kind::Corrupt, "attached, but Cinder shows no attachment"))
     }
@@ -177,6 +202,12 @@ impl Cinder {
                     Err(error) if error.kind() == Kind::NotFound => return Ok(()),
                     Err(error) => return Err(error),
                 };
+                // It was taken away, and another has the volume since.
+                let is_there =
+                    |id: &str| volume.attachments.iter().any(|one| one.attachment_id == id);
+                if !volume.attachments.is_empty() && attachment.is_some_and(|id| !is_there(id)) {
+                    return Ok(());
+                }
                 match volume.status.as_str() {
                     "attaching" => {
                         return self.act(id, json!({ "os-unreserve": {} })).await?.fine();
