@@ -42,14 +42,17 @@ impl Volumes {
                 false => self.mount_again(&attached).await?,
             };
             if is_there {
-                attached.users.insert(user.to_owned(), now());
-                self.journal.attach(&attached)?;
                 // Of a plugin that ended before it could. A Cinder that is away keeps nobody from what is here.
-                if let Ok(Err(error)) =
-                    tokio::time::timeout(TIDY, self.complete(&mut attached)).await
+                if let Ok(Err(error)) = tokio::time::timeout(TIDY, self.settle(&mut attached)).await
                 {
+                    if error.kind() == Kind::Busy {
+                        self.give_up(&attached, &error).await?;
+                        return Err(error);
+                    }
                     tracing::warn!(volume = name, %error, "Cinder does not show it as in use yet");
                 }
+                attached.users.insert(user.to_owned(), now());
+                self.journal.attach(&attached)?;
                 return Ok(attached.mountpoint);
             }
             tracing::warn!(volume = name, "what was mounted is gone: mounting anew");

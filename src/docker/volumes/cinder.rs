@@ -6,15 +6,15 @@
 //! host that died has left there. If Cinder is away when it is to be told, the journal keeps it, and it is told later.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Volumes;
+use super::cinder_attach::clear;
 use super::cinder_copies::Origin;
-use crate::docker::cinder::{Held, InCinder, TAG, is_ours};
+use crate::docker::cinder::{Held, InCinder, TAG};
 use crate::docker::format;
 use crate::docker::journal::Attached;
 use crate::docker::names::image_name;
@@ -22,10 +22,10 @@ use crate::docker::options::VolumeOptions;
 use crate::docker::probe::Content;
 use crate::docker::steps;
 use crate::docker::store::{Description, Found, Place};
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::openstack::Cinder;
-use crate::openstack::cinder::{Api, Connection, NewVolume, Volume};
+use crate::openstack::cinder::{Api, NewVolume, Volume};
 
 /// Cinder counts in these.
 pub(super) const GIB: u64 = 1 << 30;
@@ -375,95 +375,6 @@ impl Volumes {
         Ok((entry, held))
     }
 
-    /// Has Cinder note that this host is about to have a volume that is to be mounted, whose lock it has.
-    pub(super) async fn attach_for_mount(
-        &self,
-        of: &InCinder,
-        user: &str,
-        entry: &mut Attached,
-    ) -> Result<Connection> {
-        let cinder = self.clouds.cinder(of.cloud.as_deref(), Some(&of.project))?;
-        // Of a mount that is no more.
-        self.let_go(entry).await?;
-        let root = entry.mountpoint.display().to_string();
-        let held = Held::new(of.clone(), &self.settings.host, &root, user, entry.read_only);
-        entry.cinder = Some(held.clone());
-        self.journal.attach(entry)?;
-        steps::done("mount: noted");
-        // Whoever died with it had the lock, which is ours now.
-        if !entry.read_only {
-            clear(&cinder, &held, "").await?;
-        }
-        let connection = self.attach(&cinder, held, entry).await?;
-        steps::done("mount: attached");
-        Ok(connection)
-    }
-
-    async fn attach(
-        &self,
-        cinder: &Cinder,
-        held: Held,
-        entry: &mut Attached,
-    ) -> Result<Connection> {
-        let by = held.connector();
-        let (attachment, connection) = cinder
-            .attach(held.of.api, &held.of.volume, &by)
-            .await
-            .context(format!("attaching volume {} in Cinder", held.of.volume))?;
-        entry.cinder = Some(Held { attachment, ..held });
-        self.journal.attach(entry)?;
-        Ok(connection)
-    }
-
-    /// Has Cinder show the volume as in use.
-    pub(super) async fn complete(&self, entry: &mut Attached) -> Result<()> {
-        let Some(held) = entry.cinder.clone().filter(|held| !held.complete) else { return Ok(()) };
-        let cinder = self.clouds.cinder(held.of.cloud.as_deref(), Some(&held.of.project))?;
-        let (api, attachment) = (held.of.api, held.attachment.as_deref());
-        let id = cinder.complete(api, &held.of.volume, attachment, &held.connector()).await?;
-        entry.cinder = Some(Held { attachment: Some(id), complete: true, ..held });
-        self.journal.attach(entry)?;
-        steps::done("mount: completed");
-        Ok(())
-    }
-
-    /// The same for what was mounted by a plugin that ended before it could.
-    pub(super) async fn complete_attachments(self: &Arc<Self>) {
-        let unfinished = |entry: &Attached| {
-            self.is_live(entry) && entry.cinder.as_ref().is_some_and(|held| !held.complete)
-        };
-        for entry in self.journal.all_attached().into_iter().filter(unfinished) {
-            let (this, name) = (Arc::clone(self), entry.name.clone());
-            let completed = async move {
-                match this.journal.attached(&name) {
-                    Some(mut entry) if this.is_live(&entry) => this.complete(&mut entry).await,
-                    _ => Ok(()),
-                }
-            };
-            let _ = self.work(&entry.name, "settling with Cinder", completed).await;
-        }
-    }
-
-    /// Takes this host's attachment away, if there is one.
-    ///
-    /// # Errors
-    /// Whatever keeps Cinder from being told: then the journal has it still.
-    pub(super) async fn let_go(&self, entry: &mut Attached) -> Result<()> {
-        let Some(held) = entry.cinder.clone() else { return Ok(()) };
-        let cinder = self.clouds.cinder(held.of.cloud.as_deref(), Some(&held.of.project))?;
-        let gone = match &held.attachment {
-            Some(attachment) => {
-                let by = held.connector();
-                cinder.detach(held.of.api, &held.of.volume, Some(attachment), &by).await
-            }
-            // What became of the request is not known.
-            None => clear(&cinder, &held, &held.host).await,
-        };
-        gone.context(format!("detaching volume {} in Cinder", held.of.volume))?;
-        entry.cinder = None;
-        self.journal.attach(entry)
-    }
-
     /// Removes a volume that nobody has. The lock is ours.
     pub(super) async fn remove_in_cinder(&self, found: &Found) -> Result<()> {
         let Some(of) = &found.description.cinder else { return Ok(()) };
@@ -549,51 +460,4 @@ fn is_old(time: Option<&str>) -> bool {
             .total(jiff::Unit::Second)
             .is_ok_and(|ago| ago > ABANDONED.as_secs_f64())
     })
-}
-
-/// Takes attachments away that no living plugin has: those of plugins, whose device names this host (or any, if none is
-/// given), and those that have come to nothing yet.
-async fn clear(cinder: &Cinder, held: &Held, host: &str) -> Result<()> {
-    let id = &held.of.volume;
-    let volume = match cinder.volume(id).await {
-        Ok(volume) => volume,
-        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if volume.status == "available" {
-        return Ok(());
-    }
-    let ours = |device: Option<&str>| {
-        is_ours(device)
-            && (host.is_empty() || device.is_some_and(|one| one.starts_with(&format!("{host}:"))))
-    };
-    let by = held.connector();
-    match held.of.api {
-        Api::Attachments => {
-            for one in cinder.attachments(id).await? {
-                let shown = volume.attachments.iter().find(|shown| shown.attachment_id == one.id);
-                let gone = match shown {
-                    Some(shown) => ours(shown.device.as_deref()),
-                    None => one.status != "attached",
-                };
-                if one.instance.is_none() && gone {
-                    tracing::warn!(
-                        volume = id,
-                        attachment = one.id,
-                        "an attachment is left: it goes"
-                    );
-                    cinder.detach(Api::Attachments, id, Some(&one.id), &by).await?;
-                }
-            }
-            Ok(())
-        }
-        Api::Actions => {
-            let mine = volume.attachments.iter().find(|one| ours(one.device.as_deref()));
-            if mine.is_some() || volume.attachments.is_empty() {
-                let attachment = mine.map(|one| one.attachment_id.as_str());
-                return cinder.detach(Api::Actions, id, attachment, &by).await;
-            }
-            Ok(())
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod cinder;
+mod cinder_attach;
 mod cinder_copies;
 pub(super) mod copies;
 mod create;
@@ -10,7 +11,7 @@ mod recover;
 mod status;
 mod verbs;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct Volumes {
     /// Who asks the cluster about a volume does; the one of the empty name is for all of them.
     asking: Locks,
     flatteners: Flatteners,
+    /// What is mounted and Cinder shows so, as far as this process knows.
+    settled: Mutex<HashSet<String>>,
 }
 
 /// A lock for each name.
@@ -82,6 +85,7 @@ impl Volumes {
             busy: Locks::default(),
             asking: Locks::default(),
             flatteners: Flatteners::default(),
+            settled: Mutex::default(),
             settings,
         }))
     }

@@ -23,7 +23,7 @@ impl Volumes {
         let mut unused = HashMap::new();
         for round in 0_u32.. {
             self.recover().await;
-            self.complete_attachments().await;
+            self.settle_all().await;
             self.forget_lost_users(&mut unused).await;
             self.flatten_unasked();
             if round % TRASH == TRASH - 1 && self.store.connected() {
