@@ -328,7 +328,12 @@ impl VolumeOptions {
             None => Ok(()),
             Some(name) => {
                 let what = format!("option {name} is for backend={}", other.name());
-                let hint = format!("this volume's is {}", backend.name());
+                let hint = match *name {
+                    "flatten" => {
+                        "Cinder's own setting is rbd_flatten_volume_from_snapshot".to_owned()
+                    }
+                    _ => format!("this volume's is {}", backend.name()),
+                };
                 Err(invalid(what).with_hint(hint))
             }
         }
@@ -515,6 +520,9 @@ mod tests {
             given(name, value).fit(Backend::Rbd).unwrap();
             assert!(given(name, value).fit(Backend::Cinder).is_err(), "{name}");
         }
+        let flatten = VolumeOptions::parse([("from", "v"), ("flatten", "true")]).unwrap();
+        let error = flatten.fit(Backend::Cinder).unwrap_err().to_string();
+        assert!(error.contains("rbd_flatten_volume_from_snapshot"), "{error}");
     }
 
     #[test]
