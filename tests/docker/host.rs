@@ -221,7 +221,10 @@ impl Host {
     pub(crate) fn ours(&self, args: &[&str]) -> Ran {
         let settings = self.dir.join("settings.toml");
         let args = [&["--settings", settings.to_str().unwrap()], args].concat();
-        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &self.dir.join(MAPPINGS))], 120)
+        let mappings = self.dir.join(MAPPINGS);
+        let own = self.env.iter().map(|(name, value)| (*name, Path::new(value)));
+        let env: Vec<_> = own.chain([("RBD_NBD_RS_STATE", mappings.as_path())]).collect();
+        run_in(&program(), &args, &env, 120)
     }
 
     /// A call of the plugin's protocol: the whole answer, as text.

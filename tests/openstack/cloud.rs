@@ -1,11 +1,12 @@
 //! A real Keystone and Cinder on loopback over a real Ceph cluster: Debian's own, in the folder that `tests/install
-//! --full` makes. Cinder is one process, so that there need be no message broker; Keystone is two, of which the tokens
-//! of the second live for five seconds.
+//! --full` makes. Cinder is one process, so that there need be no message broker, or its own three behind RabbitMQ
+//! where a test asks for them; Keystone is two, of which the tokens of the second live for five seconds.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -29,8 +30,32 @@ pub(crate) struct OpenStack {
     pub(crate) tls_cinder: String,
     /// Ids of projects and users, by name.
     pub(crate) ids: Value,
-    commands: BTreeMap<&'static str, Vec<String>>,
+    services: BTreeMap<&'static str, Service>,
     running: Mutex<BTreeMap<&'static str, Child>>,
+}
+
+/// A process of the cloud.
+struct Service {
+    command: Vec<String>,
+    /// Where it answers when it is up: `http…`, or an address that takes connections. Some do nowhere.
+    answers_at: Option<String>,
+}
+
+/// Cinder's three daemons and what carries their messages, in the order in which they are started.
+const DAEMONS: [&str; 5] = ["epmd", "rabbitmq", "scheduler", "volume", "api"];
+
+/// Cinder as daemons behind RabbitMQ, until this is dropped.
+pub(crate) struct BehindBroker<'a>(&'a OpenStack);
+
+impl Drop for BehindBroker<'_> {
+    fn drop(&mut self) {
+        for name in DAEMONS.into_iter().rev() {
+            if self.0.runs(name) {
+                self.0.kill_service(name);
+            }
+        }
+        self.0.start_service("cinder");
+    }
 }
 
 impl OpenStack {
@@ -50,13 +75,17 @@ impl OpenStack {
         let own = format!("\n[client.cinder]\nkeyring = {}\n", keyring.display());
         let mut conf = File::options().append(true).open(ceph.conf()).unwrap();
         conf.write_all(own.as_bytes()).unwrap();
-        let [keystone, hasty, cinder, tls, tls_cinder] = free_ports();
+        let [keystone, hasty, cinder, tls, tls_cinder, epmd, rabbitmq] = free_ports();
         let url = |port: u16| format!("http://127.0.0.1:{port}/v3");
         for (name, seconds) in [("keystone", 3600), ("hasty", 5)] {
             let text = keystone_conf(&dir, seconds);
             fs::write(dir.join(name).with_extension("conf"), text).unwrap();
         }
-        fs::write(dir.join("cinder.conf"), cinder_conf(&dir, cinder, &url(keystone))).unwrap();
+        let broker = format!("rabbit://guest:guest@127.0.0.1:{rabbitmq}/");
+        for (name, transport) in [("cinder", "fake://"), ("daemons", &broker)] {
+            let text = cinder_conf(&dir, cinder, &url(keystone), transport);
+            fs::write(dir.join(name).with_extension("conf"), text).unwrap();
+        }
         let (keystone_url, path) = (url(keystone), dir.display());
         let setup = format!(
             "cinder-manage --config-file {path}/cinder.conf db sync & p=$!
@@ -75,30 +104,49 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
         in_openstack(&["bash", "-euc", &setup]);
         let script = |name: &str| format!("{}/tests/openstack/{name}", env!("CARGO_MANIFEST_DIR"));
         let file = |name: &str| dir.join(name).display().to_string();
-        let runs = |script: String, args: [String; 2]| {
-            ["python3".to_owned(), script].into_iter().chain(args).collect::<Vec<_>>()
+        let service = |answers_at: Option<String>, command: &[&str]| Service {
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            answers_at,
         };
-        let commands = BTreeMap::from([
+        let python = |port: u16, name: &str, args: &[&str]| {
+            service(Some(url(port)), &[&["python3", &script(name)], args].concat())
+        };
+        let daemon = |port: Option<u16>, name: &str| {
+            let command = ["python3", &script("run-daemon.py"), name];
+            service(
+                port.map(url),
+                &[&command[..], &["--config-file", &file("daemons.conf")]].concat(),
+            )
+        };
+        let broker = |port: u16, what: &str| {
+            let (epmd, rabbitmq) = (epmd.to_string(), rabbitmq.to_string());
+            let folder = file("rabbitmq");
+            let command = ["sh", &script("run-rabbitmq"), what, &folder, &epmd, &rabbitmq];
+            service(Some(format!("127.0.0.1:{port}")), &command)
+        };
+        let through = [(tls, keystone), (tls_cinder, cinder)].map(|(a, b)| format!("{a}:{b}"));
+        let folder = dir.display().to_string();
+        let tls_service = python(tls, "run-tls.py", &[&folder, &through[0], &through[1]]);
+        let services = BTreeMap::from([
             (
                 "keystone",
-                runs(script("run-keystone.py"), [keystone.to_string(), file("keystone.conf")]),
+                python(
+                    keystone,
+                    "run-keystone.py",
+                    &[&keystone.to_string(), &file("keystone.conf")],
+                ),
             ),
-            ("hasty", runs(script("run-keystone.py"), [hasty.to_string(), file("hasty.conf")])),
-            (
-                "cinder",
-                runs(script("run-cinder.py"), ["--config-file".to_owned(), file("cinder.conf")]),
-            ),
+            ("hasty", python(hasty, "run-keystone.py", &[&hasty.to_string(), &file("hasty.conf")])),
+            ("cinder", python(cinder, "run-cinder.py", &["--config-file", &file("cinder.conf")])),
             (
                 "tls",
-                [
-                    "python3".to_owned(),
-                    script("run-tls.py"),
-                    path.to_string(),
-                    format!("{tls}:{keystone}"),
-                    format!("{tls_cinder}:{cinder}"),
-                ]
-                .to_vec(),
+                Service { answers_at: Some(url(tls).replace("http:", "https:")), ..tls_service },
             ),
+            ("epmd", broker(epmd, "epmd")),
+            ("rabbitmq", broker(rabbitmq, "rabbitmq")),
+            ("api", daemon(Some(cinder), "api")),
+            ("scheduler", daemon(None, "scheduler")),
+            ("volume", daemon(None, "volume")),
         ]);
         let mut cloud = Self {
             ceph,
@@ -108,7 +156,7 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
             tls: url(tls).replace("http:", "https:"),
             tls_cinder: url(tls_cinder).replace("http:", "https:"),
             ids: Value::Null,
-            commands,
+            services,
             running: Mutex::default(),
         };
         for name in ["keystone", "hasty", "cinder"] {
@@ -120,31 +168,50 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
         cloud
     }
 
+    /// Has Cinder be its own daemons behind a message broker, in place of one process; with the same database.
+    pub(crate) fn behind_broker(&self) -> BehindBroker<'_> {
+        self.kill_service("cinder");
+        let restored = BehindBroker(self);
+        for name in DAEMONS {
+            self.start_service(name);
+        }
+        self.wait_for_pools();
+        restored
+    }
+
+    /// Waits until the scheduler knows of the volume service's pool.
+    pub(crate) fn wait_for_pools(&self) {
+        eventually("the scheduler knows of the back end", || {
+            let path = "scheduler-stats/get_pools";
+            let known = self.ask(["admin", "admin"], "GET", path, None);
+            known["pools"].as_array().is_some_and(|pools| !pools.is_empty())
+        });
+    }
+
     /// Starts a service, and returns when it answers.
     pub(crate) fn start_service(&self, name: &'static str) {
         let log = self.ceph.dir().join("openstack").join(name).with_extension("log");
         let log = File::options().create(true).append(true).open(log).unwrap();
+        let service = &self.services[name];
         let child = Command::new(in_release())
             .arg("openstack")
-            .args(&self.commands[name])
+            .args(&service.command)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
+            // With the processes that it has others for, which would go on for a while.
+            .process_group(0)
             .spawn()
             .unwrap();
         self.ceph.reap(child.id());
         self.running.lock().unwrap().insert(name, child);
-        let url = match name {
-            "keystone" => &self.keystone,
-            "hasty" => &self.hasty,
-            "tls" => &self.tls,
-            _ => &self.cinder,
-        };
+        let Some(at) = &service.answers_at else { return };
         let answers = || {
-            let ran = run(
-                "curl",
-                &["-s", "-k", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", url],
-            );
+            if !at.starts_with("http") {
+                return TcpStream::connect(at).is_ok();
+            }
+            let ran =
+                run("curl", &["-s", "-k", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", at]);
             ["200", "300", "401"].contains(&String::from_utf8_lossy(&ran.out).trim())
         };
         // On a busy machine, importing all of Cinder takes longer than anything else.
@@ -158,14 +225,18 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
 
     /// Ends a service at once.
     pub(crate) fn kill_service(&self, name: &str) {
-        let mut child = self.running.lock().unwrap().remove(name).expect("it runs");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        self.signal_service(name, "KILL");
+        self.running.lock().unwrap().remove(name).expect("it runs").wait().unwrap();
+    }
+
+    fn runs(&self, name: &str) -> bool {
+        self.running.lock().unwrap().contains_key(name)
     }
 
     /// Has a service stop, or go on.
     pub(crate) fn signal_service(&self, name: &str, signal: &str) {
-        crate::host::signal(signal, self.running.lock().unwrap()[name].id());
+        let group = format!("-{}", self.running.lock().unwrap()[name].id());
+        run("kill", &["-s", signal, "--", &group]).ok();
     }
 
     fn log(&self, name: &str) -> String {
@@ -256,9 +327,43 @@ for path in sys.argv[1:]: sqlite3.connect(path).execute(\"pragma journal_mode=wa
 
     /// All volumes of a project that have this name, by curl.
     pub(crate) fn volumes(&self, as_whom: [&str; 2], name: &str) -> Vec<Value> {
-        let all = self.ask(as_whom, "GET", "volumes/detail", None);
-        let all = all["volumes"].as_array().unwrap_or_else(|| panic!("{all}"));
-        all.iter().filter(|volume| volume["name"] == name).cloned().collect()
+        let mut all = self.all_volumes(as_whom);
+        all.retain(|volume| volume["name"] == name);
+        all
+    }
+
+    /// All volumes of a project, by curl, page by page.
+    pub(crate) fn all_volumes(&self, as_whom: [&str; 2]) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        loop {
+            let path = match all.last() {
+                Some(last) => format!("volumes/detail?marker={}", last["id"].as_str().unwrap()),
+                None => "volumes/detail".to_owned(),
+            };
+            let page = self.ask(as_whom, "GET", &path, None);
+            let page = page["volumes"].as_array().unwrap_or_else(|| panic!("{page}"));
+            if page.is_empty() {
+                return all;
+            }
+            all.extend(page.iter().cloned());
+        }
+    }
+
+    /// OpenStack's own program, as a user of a project: what it prints as JSON.
+    pub(crate) fn cli(&self, as_whom: [&str; 2], args: &[&str]) -> Value {
+        let [user, project] = as_whom;
+        let whom = [
+            format!("OS_AUTH_URL={}", self.keystone),
+            format!("OS_USERNAME={user}"),
+            format!("OS_PASSWORD={user}pw"),
+            format!("OS_PROJECT_ID={}", self.project(project)),
+        ];
+        let mut words = vec!["env", "OS_IDENTITY_API_VERSION=3", "OS_USER_DOMAIN_ID=default"];
+        words.extend(whom.iter().map(String::as_str));
+        words.push("openstack");
+        words.extend(args);
+        words.extend(["-f", "json"]);
+        in_openstack(&words).json()
     }
 }
 
@@ -297,7 +402,7 @@ fn keystone_conf(dir: &Path, seconds: u32) -> String {
     )
 }
 
-fn cinder_conf(dir: &Path, port: u16, keystone: &str) -> String {
+fn cinder_conf(dir: &Path, port: u16, keystone: &str, transport: &str) -> String {
     let dir = dir.display();
     format!(
         "[DEFAULT]
@@ -305,7 +410,7 @@ host = cinder
 my_ip = 127.0.0.1
 use_stderr = true
 state_path = {dir}
-transport_url = fake://
+transport_url = {transport}
 auth_strategy = keystone
 api_paste_config = /etc/cinder/api-paste.ini
 resource_query_filters_file = /etc/cinder/resource_filters.json
@@ -313,6 +418,7 @@ rootwrap_config = /etc/cinder/rootwrap.conf
 osapi_volume_listen = 127.0.0.1
 osapi_volume_listen_port = {port}
 osapi_volume_workers = 1
+osapi_max_limit = 2
 enabled_backends = ceph
 default_volume_type = ceph
 storage_availability_zone = nova

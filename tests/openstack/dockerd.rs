@@ -38,7 +38,7 @@ fn remove(cloud: &OpenStack, host: &Host, as_whom: [&str; 2], name: &str) {
 /// Ceph has no image of any volume. What copies were made of, Cinder keeps under another name when it is removed, and
 /// this one forgets there: that goes here.
 #[track_caller]
-fn nothing_is_left(cloud: &OpenStack) {
+pub(crate) fn nothing_is_left(cloud: &OpenStack) {
     for image in cloud.ceph.rbd(&["ls", "volumes"]).lines() {
         assert!(image.ends_with(".deleted"), "{image} is left");
         let image = format!("volumes/{image}");
@@ -70,6 +70,9 @@ fn a_volume_of_cinders_is_run_with_grown_copied_and_brought_back() {
     assert_eq!(shown["status"], "in-use", "{shown}");
     let root = host.dir.join("state/mounts/of");
     assert_eq!(shown["attachments"][0]["device"], format!("dock:{}", root.display()), "{shown}");
+    let told = cloud.cli(ALICE, &["volume", "show", "of"]);
+    assert_eq!(told["status"], "in-use", "{told}");
+    assert_eq!(told["attachments"][0]["device"], format!("dock:{}", root.display()), "{told}");
     let status = host.inspect("of")["Status"].clone();
     assert_eq!(status["cinder-volume"], shown["id"], "{status}");
     assert_eq!(status["cinder-attachment"], shown["attachments"][0]["attachment_id"], "{status}");
@@ -117,6 +120,7 @@ fn a_volume_of_cinders_is_run_with_grown_copied_and_brought_back() {
         (vec!["from=of", "size=1"], "of has 2 GiB"),
         (vec!["from=of", "project-id=1234"], "a copy belongs to the same project"),
         (vec!["from=of", "pool=rbd"], "option pool is for backend=rbd"),
+        (vec!["from=of", "flatten=true"], "rbd_flatten_volume_from_snapshot"),
     ] {
         let error = refused(&host, "no", &options);
         assert!(error.contains(words), "{options:?}: {error}");

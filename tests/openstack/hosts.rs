@@ -172,3 +172,83 @@ fn a_type_for_several_hosts_is_read_only_unless_asked_otherwise() {
     hosts[0].unmount("one", "1");
     removed(&hosts[1], "one");
 }
+
+#[test]
+fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    for api in ["attachments", "actions"] {
+        let chosen = format!("[cinder]\nattach-api = \"{api}\"\n[cinder.auth]");
+        let settings = settings(cloud, "").replace("[cinder.auth]", &chosen);
+        let mut host = Host::start(cloud.ceph, api, &settings);
+        host.called("VolumeDriver.Create", &create("given", &[]));
+        let id = only(cloud, ALICE, "given")["id"].as_str().unwrap().to_owned();
+        let act = |action: Value| {
+            cloud.ask(ALICE, "POST", &format!("volumes/{id}/action"), Some(action));
+        };
+        let take_away = || {
+            if api == "actions" {
+                let in_use = only(cloud, ALICE, "given")["status"] == "in-use";
+                let action = if in_use { "os-detach" } else { "os-unreserve" };
+                act(json!({ action: {} }));
+            } else {
+                let path = format!("attachments/detail?volume_id={id}");
+                let all = cloud.ask(ALICE, "GET", &path, None);
+                for one in all["attachments"].as_array().unwrap() {
+                    let path = format!("attachments/{}", one["id"].as_str().unwrap());
+                    cloud.ask(ALICE, "DELETE", &path, None);
+                }
+            }
+            eventually("it is free", || only(cloud, ALICE, "given")["status"] == "available");
+        };
+        let user = "0123456789abcdef0123456789abcdef";
+        let mount = json!({ "Name": "given", "ID": user });
+        for step in ["mount: attached", "mount: mapped", "mount: mounted", "mount: completed"] {
+            host.kill_plugin();
+            host.env.insert("CEPH_NATIVE_KILL_AT", step.to_owned());
+            host.start_plugin();
+            assert_eq!(host.call("VolumeDriver.Mount", &mount), "", "{api} {step}");
+            host.kill_plugin();
+            host.env.remove("CEPH_NATIVE_KILL_AT");
+
+            // Somebody takes the volume from it, and gives it to a virtual machine.
+            take_away();
+            act(json!({ "os-reserve": {} }));
+            let server = "11111111-2222-3333-4444-555555555555";
+            act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
+            eventually("a server has it", || only(cloud, ALICE, "given")["status"] == "in-use");
+
+            host.start_plugin();
+            let error = host.refused("VolumeDriver.Mount", &mount);
+            assert!(
+                error.contains(&format!("attached to server {server}")),
+                "{api} {step}: {error}"
+            );
+            eventually(&format!("{api} {step}: nothing is mapped"), || {
+                host.mounts().is_empty() && host.mappings().is_empty()
+            });
+            let shown = only(cloud, ALICE, "given");
+            assert_eq!(shown["attachments"].as_array().map(Vec::len), Some(1), "{shown}");
+            assert_eq!(shown["attachments"][0]["server_id"], server, "{api} {step}: {shown}");
+            act(json!({ "os-detach": {} }));
+            eventually("it is free again", || only(cloud, ALICE, "given")["status"] == "available");
+            host.mount("given", user);
+            assert_eq!(only(cloud, ALICE, "given")["status"], "in-use", "{api} {step}");
+            host.unmount("given", user);
+            assert_eq!(only(cloud, ALICE, "given")["status"], "available", "{api} {step}");
+        }
+
+        // If it was only taken away, the record is made anew; and what a container has is left to it.
+        let root = host.mount("given", user);
+        host.kill_plugin();
+        take_away();
+        host.start_plugin();
+        eventually("Cinder shows it as in use again", || {
+            only(cloud, ALICE, "given")["attachments"][0]["device"]
+                == format!("{api}:{}", root.display())
+        });
+        fs::write(root.join("file"), "written").unwrap();
+        host.unmount("given", user);
+        assert_eq!(only(cloud, ALICE, "given")["status"], "available");
+        removed(&host, "given");
+    }
+}

@@ -16,7 +16,9 @@ mod hosts;
 mod kolla;
 mod places;
 mod swarm;
+mod versions;
 mod volumes;
+mod whom;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 

@@ -57,8 +57,8 @@ fn tasks_of_a_service_have_a_volume_of_cinders_each_wherever_they_are() {
         (1..=5).all(|slot| running(slot, 1).is_some())
     });
     let in_use = || {
-        let all = cloud.ask(ALICE, "GET", "volumes/detail", None)["volumes"].clone();
-        let days = all.as_array().unwrap().iter();
+        let all = cloud.all_volumes(ALICE);
+        let days = all.iter();
         let days = days.filter(|one| one["name"].as_str().is_some_and(|n| n.starts_with("day.")));
         let days: Vec<_> = days.collect();
         assert!(days.len() <= 5, "{days:?}");

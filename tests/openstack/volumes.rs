@@ -1,11 +1,14 @@
 //! What Docker users see of volumes that Cinder makes, and what Cinder shows of them.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::cloud::OpenStack;
+use crate::dockerd::nothing_is_left;
 use crate::host::{Host, eventually};
 use crate::openstack;
 
@@ -274,7 +277,7 @@ fn the_older_actions_attach_as_well() {
     let settings = format!(
         "answer-ms = 10000\nwork-seconds = 120\n[volumes]\nbackend = \"cinder\"\nsize = \"1\"\n{own}"
     );
-    let host = Host::start(cloud.ceph, "actions", &settings);
+    let mut host = Host::start(cloud.ceph, "actions", &settings);
     host.called("VolumeDriver.Create", &create("old", &[]));
     assert_eq!(only(cloud, ALICE, "old")["status"], "available");
     let root = host.mount("old", ID);
@@ -290,6 +293,193 @@ fn the_older_actions_attach_as_well() {
         (&json!("available"), &json!([])),
         "{shown}"
     );
-    host.called("VolumeDriver.Remove", &json!({ "Name": "old" }));
-    assert!(cloud.volumes(ALICE, "old").is_empty());
+
+    // One volume has one of both for as long as it lives, whatever the settings say meanwhile.
+    let server = |name: &str| only(cloud, ALICE, name)["attachments"][0]["server_id"].clone();
+    change_settings(&mut host, "attach-api = \"actions\"\n", "");
+    host.called("VolumeDriver.Create", &create("new", &[]));
+    for (name, by_server) in [("old", true), ("new", false)] {
+        host.mount(name, ID);
+        assert_eq!(server(name).is_string(), by_server, "{name}");
+        host.unmount(name, ID);
+    }
+    change_settings(&mut host, "[cinder]\n", "[cinder]\nattach-api = \"actions\"\n");
+    for (name, by_server) in [("old", true), ("new", false)] {
+        host.mount(name, ID);
+        assert_eq!(server(name).is_string(), by_server, "{name}");
+        host.unmount(name, ID);
+        host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+        assert!(cloud.volumes(ALICE, name).is_empty(), "{name}");
+    }
+}
+
+/// Starts the plugin anew with other settings.
+pub(crate) fn change_settings(host: &mut Host, from: &str, to: &str) {
+    host.kill_plugin();
+    let file = host.dir.join("settings.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{text}");
+    fs::write(file, text.replace(from, to)).unwrap();
+    host.start_plugin();
+}
+
+#[test]
+fn another_project_a_type_and_a_zone_are_had_for_the_asking() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let host = Host::start(cloud.ceph, "asking", &settings(cloud, ""));
+    // For as long as this takes, one user has a role in both projects.
+    let admin = ["admin", "admin"];
+    let roles = cloud.ask(admin, "GET", "keystone/roles?name=member", None);
+    let (alice, beta) = (cloud.ids["users"]["alice"].as_str().unwrap(), cloud.project("beta"));
+    let role = roles["roles"][0]["id"].as_str().unwrap();
+    let role = format!("keystone/projects/{beta}/users/{alice}/roles/{role}");
+    cloud.ask(admin, "PUT", &role, None);
+    let options = [("project-id", beta), ("volume-type", "ceph"), ("availability-zone", "nova")];
+    host.called("VolumeDriver.Create", &create("theirs", &options));
+    let shown = only(cloud, BOB, "theirs");
+    assert_eq!(shown["volume_type"], "ceph", "{shown}");
+    assert_eq!(shown["availability_zone"], "nova", "{shown}");
+    assert!(cloud.volumes(ALICE, "theirs").is_empty());
+    // The plugin knows by itself where it is.
+    host.mount("theirs", "1");
+    assert_eq!(only(cloud, BOB, "theirs")["status"], "in-use");
+    assert_eq!(status(&host, "theirs")["project"], beta);
+    host.unmount("theirs", "1");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "theirs" }));
+    assert!(cloud.volumes(BOB, "theirs").is_empty());
+    cloud.ask(admin, "DELETE", &role, None);
+    let refused = host.refused("VolumeDriver.Create", &create("no", &options));
+    assert!(refused.contains("no role there"), "{refused}");
+}
+
+#[test]
+fn a_key_that_this_host_has_not_is_told_by_its_file() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let host = Host::start(cloud.ceph, "has-key", &settings(cloud, ""));
+    host.called("VolumeDriver.Create", &create("locked", &[]));
+    // All else is as it should be.
+    let conf = fs::read_to_string(cloud.ceph.conf()).unwrap();
+    let (before, after) = conf.split_once("[client.cinder]").unwrap();
+    let missing = cloud.ceph.dir().join("not-there.keyring");
+    let own = format!("{before}[client.cinder]\nkeyring = {}\n", missing.display());
+    assert!(after.contains("keyring"), "{conf}");
+    let other = cloud.ceph.dir().join("without-key.conf");
+    fs::write(&other, own).unwrap();
+    let mut keyless = Host::bare(cloud.ceph, "no-key", &settings(cloud, ""));
+    let file = keyless.dir.join("settings.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let text =
+        text.replace(&format!("conf = {:?}", cloud.ceph.conf()), &format!("conf = {other:?}"));
+    assert!(text.contains("without-key"), "{text}");
+    fs::write(file, text).unwrap();
+    keyless.start_plugin();
+    let refused = keyless.refused("VolumeDriver.Mount", &json!({ "Name": "locked", "ID": "1" }));
+    assert!(refused.contains(&missing.display().to_string()), "{refused}");
+    assert!(refused.contains("client.cinder"), "{refused}");
+    assert!(keyless.mounts().is_empty() && keyless.mappings().is_empty());
+    eventually("it is free", || only(cloud, ALICE, "locked")["status"] == "available");
+    host.mount("locked", "1");
+    host.unmount("locked", "1");
+    host.called("VolumeDriver.Remove", &json!({ "Name": "locked" }));
+}
+
+/// A server that answers nothing that makes sense, in a way of its own each time.
+fn nonsense() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (n, stream) in listener.incoming().enumerate() {
+            let Ok(mut stream) = stream else { continue };
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 65536]);
+                let head = "HTTP/1.1 201 Created\r\nX-Subject-Token: x\r\nConnection: close\r\n";
+                let _ = match n % 6 {
+                    0 => write!(stream, "{head}\r\n<html>come in</html>"),
+                    1 => write!(stream, "{head}Content-Length: 1000\r\n\r\n{{\"token\": {{"),
+                    2 => write!(stream, "\u{1}\u{2}\u{3}"),
+                    // A body without end.
+                    3 => {
+                        let _ = write!(stream, "{head}\r\n");
+                        while stream.write_all(&[b'['; 65536]).is_ok() {}
+                        Ok(())
+                    }
+                    // One that comes byte by byte.
+                    4 => {
+                        let _ = write!(stream, "{head}Content-Length: 1000\r\n\r\n");
+                        while stream.write_all(b" ").is_ok() {
+                            std::thread::sleep(Duration::from_millis(200));
+                        }
+                        Ok(())
+                    }
+                    // Not a word.
+                    _ => {
+                        std::thread::sleep(Duration::from_secs(100));
+                        Ok(())
+                    }
+                };
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_cloud_that_answers_nonsense_keeps_nobody_from_what_needs_none() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    let brief = settings(cloud, "")
+        .replace("work-seconds = 120", "work-seconds = 30")
+        .replace("answer-ms = 10000", "answer-ms = 2000")
+        .replace("[cinder.auth]", "[cinder]\napi-timeout = 5\n[cinder.auth]");
+    let mut host = Host::start(cloud.ceph, "nonsense", &brief);
+    host.called("VolumeDriver.Create", &create("plain", &[("backend", "rbd")]));
+    for name in ["has", "wants"] {
+        host.called("VolumeDriver.Create", &create(name, &[]));
+    }
+    let root = host.mount("has", "1");
+    let (real, other) = (cloud.keystone.clone(), nonsense());
+    change_settings(&mut host, &real, &other);
+    let within = |seconds: u64, what: &str, done: &dyn Fn()| {
+        let begun = Instant::now();
+        done();
+        // The machine may be busy.
+        let limit = Duration::from_secs(seconds + 10);
+        assert!(begun.elapsed() < limit, "{what} took {:?}", begun.elapsed());
+    };
+    for user in 0..6 {
+        let user = format!("user {user}");
+        within(3, "what is not Cinder's", &|| {
+            host.mount("plain", &user);
+            host.unmount("plain", &user);
+        });
+        within(5, "one more user of what is mounted", &|| {
+            host.mount("has", &user);
+        });
+        fs::write(root.join("file"), &user).unwrap();
+        within(2, "telling", &|| {
+            let told = status(&host, "has");
+            assert!(told["cinder-status"].as_str().unwrap().starts_with("unknown"), "{told}");
+        });
+        within(2, "listing", &|| {
+            let all = host.called("VolumeDriver.List", &json!({})).to_string();
+            for name in ["plain", "has", "wants"] {
+                assert!(all.contains(&format!("\"Name\":\"{name}\"")), "{all}");
+            }
+        });
+        within(30, "what needs Cinder", &|| {
+            let refused =
+                host.refused("VolumeDriver.Mount", &json!({ "Name": "wants", "ID": "1" }));
+            assert!(refused.contains("Keystone"), "{refused}");
+            let refused = host.refused("VolumeDriver.Create", &create("no", &[]));
+            assert!(refused.contains("Keystone") && !refused.contains("alicepw"), "{refused}");
+        });
+        within(10, "unmounting", &|| host.unmount("has", &user));
+    }
+    within(10, "unmounting", &|| host.unmount("has", "1"));
+    assert!(host.mounts().is_empty() && host.mappings().is_empty());
+    change_settings(&mut host, &other, &real);
+    eventually("Cinder is told", || only(cloud, ALICE, "has")["status"] == "available");
+    for name in ["plain", "has", "wants"] {
+        host.called("VolumeDriver.Remove", &json!({ "Name": name }));
+    }
+    nothing_is_left(cloud);
 }
