@@ -181,7 +181,11 @@ fn uses_of_before_a_reboot_are_over() {
     assert_eq!(attached["users"].as_object().map(|users| users.len()), Some(1), "{attached}");
     attached["boot"] = json!("00000000-0000-0000-0000-000000000000");
     fs::write(&journal, attached.to_string()).unwrap();
+    // Nor is a file system that was being made, on a file of its own, of any use.
+    let scratch = a.dir.join("state/scratch/left.img");
+    fs::write(&scratch, "half").unwrap();
     a.start_plugin();
+    assert!(!scratch.exists());
     eventually("it is forgotten", || !journal.exists());
     let status = a.called("VolumeDriver.Get", &create)["Volume"].clone();
     assert!(status.get("Mountpoint").is_none(), "{status}");

@@ -72,6 +72,11 @@ impl Volumes {
     /// Whatever keeps the journal from being read.
     pub fn open(settings: Settings) -> Result<Arc<Self>> {
         let journal = Journal::open(&settings.state)?;
+        // Of a plugin that was killed while it made a file system, which is made anew or was finished.
+        let scratch = std::fs::read_dir(settings.state.join("scratch"));
+        for left in scratch.into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(left.path());
+        }
         let host_id = journal::host_id(&settings.state)?;
         let ceph = ceph_words(&settings.ceph);
         let mapper = Mapper::new(settings.mapper.clone(), ceph, settings.work);
