@@ -169,7 +169,7 @@ pub(super) struct Lock {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Another client asks for it.
+    /// Another client asks for it, or the image is being closed.
     requested: bool,
     /// Who wants to know whether it can be had.
     tries: VecDeque<oneshot::Sender<Result<Option<Owner>>>>,
@@ -230,7 +230,7 @@ impl Lock {
         Some(0)
     }
 
-    /// Whether another client waits for it to be handed on.
+    /// Whether it is to be handed on as soon as can be.
     pub(super) fn is_wanted(&self) -> bool {
         self.state().requested
     }
@@ -473,6 +473,8 @@ impl Task {
                 }
             }
         }
+        // What is done under it for others ends, too: they get the lock, and go on with it.
+        self.image.lock.state().requested = true;
         let end = async {
             while self.image.lock.uses.load(Ordering::SeqCst) > 0 {
                 self.image.lock.changed.notified().await;

@@ -159,3 +159,29 @@ fn flattening_goes_on_when_the_lock_goes_elsewhere() {
         }
     });
 }
+
+/// Who ends does not stay until an image is flattened for others: they go on with it.
+#[test]
+fn flattening_goes_on_when_its_owner_ends() {
+    on_new_clusters(|ceph| {
+        for by in ["rbd", "ours"] {
+            let clone = format!("left-to-{by}");
+            let bytes = ceph.full_clone(&clone);
+            let serve = ceph.serve(&[SLOWLY, &format!("rbd/{clone}")]);
+            assert!(io(&serve.uri(&format!("rbd/{clone}")), &["write -P 1 0 64k"]));
+            scope(|scope| {
+                let flattening = scope.spawn(|| match by {
+                    "rbd" => ceph.run("rbd", &["flatten", SLOWLY, &clone]).ok(),
+                    _ => ceph.ours(&["flatten", SLOWLY, &clone]).ok(),
+                });
+                sleep(Duration::from_millis(300));
+                assert_eq!(serve.terminate().0, 0);
+                assert!(!flattening.is_finished(), "it stayed for all of it");
+                flattening.join().unwrap();
+            });
+            ceph.remove_parent_of(&clone);
+            assert!(ceph.read(&clone)[64 << 10..] == bytes[64 << 10..]);
+            ceph.check_object_map(&clone);
+        }
+    });
+}
