@@ -211,3 +211,59 @@ fn clones_are_flattened_shrunk_and_removed() {
         assert!(exported(ceph, "old") == bytes);
     });
 }
+
+/// Who says nothing of a clone's layout gets its parent's, as from `rbd`.
+#[test]
+fn clones_are_laid_out_as_by_rbd() {
+    on_each_release(|ceph| {
+        let stripes: &[&str] = &["--stripe-unit", "64K", "--stripe-count", "3"];
+        for (parent, options) in [("plain", &[][..]), ("striped", stripes)] {
+            let create = ["create", "--size", "16M", "--object-size", "1M", parent];
+            ceph.rbd(&[&create[..], options].concat());
+            ceph.rbd(&["snap", "create", "--no-progress", &format!("{parent}@snap")]);
+            for layout in [
+                &[][..],
+                &["--object-size", "4M"],
+                &["--object-size", "32K"],
+                &["--stripe-unit", "32K", "--stripe-count", "2"],
+                &["--stripe-unit", "32K"],
+                &["--stripe-count", "2"],
+                &["--object-size", "32K", "--stripe-unit", "16K", "--stripe-count", "2"],
+            ] {
+                let clone = |name| {
+                    let format = ["--rbd-default-clone-format", "2"];
+                    let snap = format!("{parent}@snap");
+                    [&["clone", &snap, name][..], &format, layout].concat().join(" ")
+                };
+                let [theirs, ours] = ["theirs", "ours"].map(|name| {
+                    let line = clone(name);
+                    let args: Vec<_> = line.split(' ').collect();
+                    let ran = match name {
+                        "ours" => ceph.ours(&args),
+                        _ => ceph.run("rbd", &args),
+                    };
+                    if ran.code != 0 {
+                        return (ran.code, serde_json::Value::Null);
+                    }
+                    let mut info = ceph.run("rbd", &["info", name, "--format", "json"]).json();
+                    let told = info.as_object_mut().unwrap();
+                    for own in ["name", "id", "block_name_prefix"] {
+                        told.remove(own);
+                    }
+                    told.retain(|key, _| !key.ends_with("timestamp"));
+                    ceph.rbd(&["rm", "--no-progress", name]);
+                    (ran.code, info)
+                });
+                // What `rbd` makes a stripe unit, or refuses for it, is plain with us.
+                if parent == "plain"
+                    && *layout.first().unwrap_or(&"") == "--object-size"
+                    && layout.len() == 2
+                {
+                    assert!(ours.0 == 0 && ours.1["stripe_unit"].is_null(), "{layout:?}: {ours:?}");
+                    continue;
+                }
+                assert_eq!(ours, theirs, "{parent} {layout:?}");
+            }
+        }
+    });
+}

@@ -47,9 +47,18 @@ impl CloneFormat {
 /// What a clone of the snapshot is like unless somebody says otherwise.
 pub fn clone_like(parent: &Image, otherwise: CreateOptions) -> CreateOptions {
     let header = parent.header();
+    let layout = &header.layout;
+    // Unlike librbd's, clones of what is plain are plain with other object sizes, too: the parent's would be a stripe
+    // unit then, and smaller objects refused for it.
+    let (stripe_unit, stripe_count) = match header.features.contains(Features::STRIPING) {
+        true => (layout.stripe_unit(), layout.stripe_count()),
+        false => (0, 0),
+    };
     CreateOptions {
         size: parent.size(),
-        order: header.layout.order(),
+        order: layout.order(),
+        stripe_unit,
+        stripe_count,
         features: super::supported(header.features - Features::IMPLICIT),
         ..otherwise
     }
