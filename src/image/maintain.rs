@@ -142,6 +142,7 @@ impl Image {
                     if matches!(&done, Err(error) if error.kind() == Kind::Os(ERESTART)) {
                         // Another client gets the lock, and is asked for the rest.
                         drop(usage);
+                        asked = true;
                         tokio::time::sleep(AGAIN).await;
                         continue;
                     }
@@ -329,6 +330,8 @@ impl Inner {
                 tokio::spawn(async move {
                     let result = image.serve(&what, Some(id)).await;
                     image.0.finish(id, result);
+                    // Whoever waits for the lock has it when it is asked for the rest.
+                    let usage = (result != -ERESTART).then_some(usage);
                     image.0.tell_complete(id, result).await;
                     drop(usage);
                 });

@@ -218,6 +218,10 @@ impl Image {
         };
 
         check_features(&spec, header.features, read_only)?;
+        if options.exclusive && read_only {
+            let what = format!("{opening} is open for reading only: it takes no exclusive lock");
+            return Err(Error::new(Kind::ReadOnly, what).with_hint("leave out --exclusive"));
+        }
 
         let link = match &snapshot {
             None => header.parent.clone(),

@@ -116,6 +116,7 @@ fn readers_do_not_ask_for_the_lock() {
 fn whoever_keeps_the_lock_is_named_to_those_who_want_it() {
     on_each_release(|ceph| {
         ceph.rbd(&["create", "--size", "64M", "kept"]);
+        ceph.rbd(&["snap", "create", "--no-progress", "kept@snap"]);
         let kept = ceph.serve(&["--exclusive", "rbd/kept"]);
         let (owner, _) = ceph.lock_owner("kept").expect("taken before anything is written");
         // librbd is refused: EROFS.
@@ -126,6 +127,9 @@ fn whoever_keeps_the_lock_is_named_to_those_who_want_it() {
         assert!(io(&other.uri("rbd/kept"), &["read -P 0 0 64k"]));
         assert!(!io(&other.uri("rbd/kept"), &["write -P 2 0 64k"]));
         assert!(other.log().contains(&format!("kept by {owner} at")), "{}", other.log());
+        let snapshot = ["serve", "--exclusive", "rbd/kept@snap", "--listen", "127.0.0.1:0"];
+        let said = ceph.ours(&snapshot).refused();
+        assert!(said.contains("takes no exclusive lock"), "{said}");
         let second = ceph.ours(&["serve", "--exclusive", "rbd/kept", "--listen", "127.0.0.1:0"]);
         assert_eq!(second.code, 30, "{second}");
         assert!(second.err.contains(&owner), "{second}");

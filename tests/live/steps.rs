@@ -1,5 +1,6 @@
-//! Whoever dies while it makes, clones or removes an image leaves something that a second one finishes: at every point
-//! where the first one waits for an answer it is ended, without another word to the cluster, as `kill -9` would.
+//! Whoever dies while it makes, clones, flattens or removes an image leaves something that a second one finishes: at
+//! every point where the first one waits for an answer it is ended, without another word to the cluster, as `kill -9`
+//! would.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -8,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ceph_native::config::{Args, Process};
-use ceph_native::error::Result;
+use ceph_native::error::{Kind, Result};
 use ceph_native::image::admin::{self, CloneFormat, CreateOptions};
 use ceph_native::image::transfer::Writer;
-use ceph_native::image::{Image, OpenOptions, Version};
+use ceph_native::image::{Image, Maintenance, OpenOptions, Version};
 use ceph_native::pool::Pool;
 use ceph_native::{Cluster, Config};
+use proto::rbd::cls::SnapshotNamespace;
 
 use crate::support::Ceph;
 use crate::{full, on_new_clusters_with};
@@ -176,6 +178,91 @@ fn an_image_that_was_half_made_or_half_removed_is_removed_by_a_second_one() {
         ceph.rbd(&["rm", "--no-progress", "parent"]);
         nothing_is_left(ceph, &[]);
     });
+}
+
+/// A clone can be opened whatever became of whoever flattened it, and nothing that it needed of its parent stays.
+#[test]
+fn a_clone_that_was_half_flattened_is_flattened_by_a_second_one() {
+    on_new_clusters_with("osd client watch timeout = 2", |ceph| {
+        let kept = ended_at_each_step(ceph, "kept", with_hidden_parent, async |pool, image| {
+            admin::keep_for_clones(pool, &format!("{image}-parent")).await.map(drop)
+        });
+        for image in &kept {
+            let parent = format!("{image}-parent");
+            let keep = async |pool: &Pool| admin::keep_for_clones(pool, &parent).await.map(drop);
+            once_the_dead_are_forgotten(ceph, keep).unwrap();
+        }
+        assert_eq!(ceph.rbd(&["trash", "ls", "--all"]).lines().count(), kept.len());
+        removed(ceph, &kept);
+        nothing_is_left(ceph, &[]);
+
+        let prepare = async |pool: &Pool, image: &str| {
+            with_hidden_parent(pool, image).await?;
+            admin::keep_for_clones(pool, &format!("{image}-parent")).await.map(drop)
+        };
+        let clones = ended_at_each_step(ceph, "flat", prepare, flattened);
+        for image in &clones {
+            match once_the_dead_are_forgotten(ceph, async |pool| flattened(pool, image).await) {
+                Err(error) if error.kind() == Kind::Invalid => {}
+                done => done.unwrap_or_else(|error| panic!("{image}: {error}")),
+            }
+            let info = ceph.run("rbd", &["info", "--format", "json", image]).json();
+            assert!(info["parent"].is_null(), "{info}");
+            let bytes = ceph.run("rbd", &["export", "--no-progress", image, "-"]).out;
+            assert!(bytes.len() == 32 << 20 && bytes[..4096].iter().all(|byte| *byte == 1));
+        }
+        removed(ceph, &clones);
+        // Where it was cut short at the very end, the parent is removed as any other image in the trash.
+        for id in finished(ceph, async |pool| admin::list_trash(&pool).await).unwrap().keys() {
+            let remove =
+                async |pool: &Pool| admin::remove_from_trash(pool, id, true, &mut |_, _| {}).await;
+            once_the_dead_are_forgotten(ceph, remove).unwrap();
+        }
+        nothing_is_left(ceph, &[]);
+    });
+}
+
+/// Does it to the end, once the watches of whoever died are over.
+fn once_the_dead_are_forgotten(ceph: &Ceph, work: impl AsyncFn(&Pool) -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match finished(ceph, async |pool| work(&pool).await) {
+            Err(error)
+                if error.kind() == Kind::Busy && begun.elapsed() < Duration::from_secs(120) => {}
+            done => return done,
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+async fn flattened(pool: &Pool, name: &str) -> Result<()> {
+    let image = Image::open(pool, name, &OpenOptions::default()).await?;
+    let done = image.maintain(&Maintenance::Flatten, &mut |_, _| {}).await;
+    image.close().await;
+    done
+}
+
+/// Makes a clone of a snapshot that was removed since.
+async fn with_hidden_parent(pool: &Pool, name: &str) -> Result<()> {
+    let parent = format!("{name}-parent");
+    filled(pool, &parent, None).await?;
+    let image = Image::open(pool, &parent, &OpenOptions::default()).await?;
+    let snap = Maintenance::SnapCreate {
+        namespace: SnapshotNamespace::User,
+        name: "snap".to_owned(),
+        flags: 0,
+    };
+    image.maintain(&snap, &mut |_, _| {}).await?;
+    let version = Version::Snapshot("snap".to_owned());
+    let options = OpenOptions { read_only: true, version, ..OpenOptions::default() };
+    let at = Image::open(pool, &parent, &options).await?;
+    let like = admin::clone_like(&at, CreateOptions::new(0));
+    admin::clone(&at, pool, name, &like, CloneFormat::V2).await?;
+    at.close().await;
+    let (namespace, name) = (SnapshotNamespace::User, "snap".to_owned());
+    image.maintain(&Maintenance::SnapRemove { namespace, name }, &mut |_, _| {}).await?;
+    image.close().await;
+    Ok(())
 }
 
 async fn clone(pool: &Pool, image: &str, format: CloneFormat) -> Result<()> {

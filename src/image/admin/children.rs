@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use proto::rbd::cls::{
     Child, DetachChild, GetChildren, GetNameOfId, GetOpFeatures, GetTrash, ListChildren, Parent,
-    RemoveChild, SnapshotNamespace,
+    RemoveChild, SnapshotInfo, SnapshotNamespace,
 };
 use proto::rbd::{OpFeatures, names};
 use proto::types::SnapId;
@@ -69,8 +69,17 @@ async fn named(pool: &Pool, id: String) -> Result<ChildImage> {
     Ok(ChildImage { pool, namespace, name, id, in_trash })
 }
 
-/// Tells the parent of a clone that it is one no longer. That the parent does not know it is as good.
+/// Tells the parent of a clone that it is one no longer, and removes what of the parent only this clone needed.
 pub(super) async fn detach_child(pool: &Pool, id: &str, parent: &Parent) -> Result<()> {
+    match leave_parent(pool, id, parent).await? {
+        Some(in_pool) => drop_hidden(&in_pool, parent).await,
+        None => Ok(()),
+    }
+}
+
+/// Tells the parent of a clone that it is one no longer. That the parent does not know it is as good. The parent's
+/// pool, if its snapshot may have been kept for this clone ([`drop_hidden`]).
+pub(super) async fn leave_parent(pool: &Pool, id: &str, parent: &Parent) -> Result<Option<Pool>> {
     let get = GetOpFeatures {};
     let operations = OpFeatures(pool.call(&names::header(id), &get).await?);
     if !operations.names().any(|name| name == "clone-child") {
@@ -80,20 +89,26 @@ pub(super) async fn detach_child(pool: &Pool, id: &str, parent: &Parent) -> Resu
             snap: parent.snap,
             child_id: id.to_owned(),
         };
-        return or_none(pool.call(names::CHILDREN, &remove).await).map(drop);
+        or_none(pool.call(names::CHILDREN, &remove).await)?;
+        return Ok(None);
     }
     let in_pool = pool.cluster().pool_by_id(parent.pool).await?.with_namespace(&parent.namespace);
     let object = names::header(&parent.image_id);
     let (namespace, image_id) = (pool.namespace().to_owned(), id.to_owned());
     let child = Child { pool: pool.id(), namespace, image_id };
     or_none(in_pool.call(&object, &DetachChild { snap: parent.snap, child }).await)?;
-    drop_hidden(&in_pool, &parent.image_id, parent.snap).await.context("the clone's parent")
+    Ok(Some(in_pool))
 }
 
-/// Removes a snapshot for good that was hidden when it was removed, if its last clone is gone.
-async fn drop_hidden(pool: &Pool, id: &str, snap: SnapId) -> Result<()> {
+/// Removes a snapshot for good that was hidden when it was removed, if its last clone is gone. Where this is cut short,
+/// the snapshot goes with its image ([`super::remove()`]).
+pub(super) async fn drop_hidden(pool: &Pool, parent: &Parent) -> Result<()> {
+    drop_hidden_snapshot(pool, &parent.image_id, parent.snap).await.context("the clone's parent")
+}
+
+async fn drop_hidden_snapshot(pool: &Pool, id: &str, snap: SnapId) -> Result<()> {
     let Some(info) = or_none(header::snapshot(pool, id, snap).await)? else { return Ok(()) };
-    if info.child_count > 0 || !matches!(info.namespace, SnapshotNamespace::Trash { .. }) {
+    if !is_left(&info) {
         return Ok(());
     }
     let image = Image::open_by_id(pool, id, &OpenOptions::default()).await?;
@@ -106,6 +121,11 @@ async fn drop_hidden(pool: &Pool, id: &str, snap: SnapId) -> Result<()> {
         tracing::warn!(%error, "an image that was kept for its clones stays in the trash");
     }
     Ok(())
+}
+
+/// Whether nothing needs the snapshot any more: it was removed, and the clones that it was kept for are gone.
+pub(super) fn is_left(info: &SnapshotInfo) -> bool {
+    info.child_count == 0 && matches!(info.namespace, SnapshotNamespace::Trash { .. })
 }
 
 /// What is not there is nothing.

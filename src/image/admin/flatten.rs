@@ -12,7 +12,7 @@ use proto::rbd::{Features, ObjectState};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::children::{detach_child, or_none};
+use super::children::{drop_hidden, leave_parent, or_none};
 use super::object_map::Claim;
 use super::objects::Progress;
 use super::snapshots::{announce, writable};
@@ -23,8 +23,8 @@ use crate::image::live::{Access, Live};
 use crate::image::object_map::update_at;
 use crate::image::parent::shows;
 
-/// How long flattening goes on although others want the exclusive lock: so that it comes to an end even among clients
-/// that want it all the time.
+/// How long flattening goes on, from the first object that it makes, although others want the exclusive lock: so that
+/// it comes to an end even among clients that want it all the time.
 const KEEP: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether writes may go out again.
@@ -54,19 +54,28 @@ pub async fn flatten(image: &Image, progress: Progress<'_>) -> Result<()> {
     let deep = header.features.contains(Features::DEEP_FLATTEN);
     // Snapshots of an image that is not flattened deeply show the parent as before. What the parent is told comes
     // first: afterwards nothing says any more that it knows of a clone.
-    if deep || header.snap_context.snaps.is_empty() {
-        detach_child(image.pool(), image.id(), &link.parent).await.context(&doing)?;
-    }
+    let left = match deep || header.snap_context.snaps.is_empty() {
+        true => leave_parent(image.pool(), image.id(), &link.parent).await.context(&doing)?,
+        false => None,
+    };
     let object = names::header(image.id());
     or_none(image.pool().call(&object, &DetachParent {}).await).context(&doing)?;
     progress(1, 1);
-    announce(image).await.context(doing)
+    announce(image).await.context(doing)?;
+    // Last, as it takes long and may be cut short: a clone that still named a snapshot that is gone could not be
+    // opened. What is left of the parent goes with that.
+    if let Some(pool) = left
+        && let Err(error) = drop_hidden(&pool, &link.parent).await
+    {
+        tracing::warn!(image = image.spec(), %error, "something of its parent is left");
+    }
+    Ok(())
 }
 
 /// Which objects are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Copied {
-    /// Those that the image shows: not those that go because it shrinks at the same time.
+    /// Those that the image shows: not those that are gone because it shrank.
     Shown,
     /// Those that it shows no longer, too, because its snapshots do.
     All,
@@ -84,10 +93,11 @@ pub(super) async fn copy_up(
     let mut in_flight = JoinSet::new();
     let mut failed: Option<Error> = None;
     let (mut done, total) = (0, end - begin);
-    let begun = Instant::now();
+    let mut made: Option<Instant> = None;
     progress(0, total);
     loop {
-        if which == Copied::Shown && begun.elapsed() >= KEEP && image.0.lock.is_wanted() {
+        let enough = made.is_some_and(|made| made.elapsed() >= KEEP);
+        if which == Copied::Shown && enough && image.0.lock.is_wanted() {
             failed.get_or_insert_with(|| Error::from_errno(-ERESTART, "the lock is handed on"));
         }
         while failed.is_none() && (in_flight.len() as u64) < window {
@@ -98,7 +108,8 @@ pub(super) async fn copy_up(
         match in_flight.join_next().await {
             None => return failed.map_or(Ok(()), Err),
             Some(Ok(Err(error))) => drop(failed.get_or_insert(error)),
-            Some(Ok(Ok(()))) => {}
+            Some(Ok(Ok(true))) => drop(made.get_or_insert_with(Instant::now)),
+            Some(Ok(Ok(false))) => {}
             Some(Err(error)) => {
                 let ended = || Error::new(Kind::Closed, "a task ended").with_source(error);
                 failed.get_or_insert_with(ended);
@@ -109,25 +120,37 @@ pub(super) async fn copy_up(
     }
 }
 
-async fn copy_up_one(image: &Image, which: Copied, object: u64) -> Result<()> {
+/// Makes one of them, if it is not there. Whether it did.
+async fn copy_up_one(image: &Image, which: Copied, object: u64) -> Result<bool> {
     // As long as it is held no snapshot is taken whose map would not know of the object, and no parent cut.
-    let (live, held) = changing(image).await?;
+    let (live, held) = loop {
+        let (live, held) = changing(image).await?;
+        // What is being cut off is not known to go: that may fail. And until it is made for the snapshots they need the
+        // parent, which is not to go before. There is none any more only when all objects had been made.
+        let len = |size| live.header.layout.object_len(object, size);
+        if which == Copied::All || live.parent.is_none() || len(live.size) == len(live.header.size)
+        {
+            break (live, held);
+        }
+        drop(held);
+        tokio::time::sleep(AGAIN).await;
+    };
     let header = &live.header;
-    let gone = which == Copied::Shown && object >= header.layout.objects(live.size);
-    let Some(parent) = &live.parent else { return Ok(()) };
+    let gone = which == Copied::Shown && object >= header.layout.objects(header.size);
+    let Some(parent) = &live.parent else { return Ok(false) };
     if gone || !shows(&header.layout, object, live.overlap()) {
-        return Ok(());
+        return Ok(false);
     }
     let mut names = DataNames::new(&header.object_prefix);
     let name = String::from_utf8_lossy(names.of(object)).into_owned();
     let absent = live.map.as_ref().is_some_and(|map| map.is_absent(object));
     if !absent && or_none(image.data_pool().stat(&name).await)?.is_some() {
-        return Ok(());
+        return Ok(false);
     }
     let (copy, something) = copy_op(parent.object(&header.layout, object).await?);
     // Zeros are what it reads as anyway without a parent.
     if !something {
-        return Ok(());
+        return Ok(false);
     }
     if header.features.contains(Features::OBJECT_MAP) {
         update_maps(image, &live, object).await?;
@@ -138,7 +161,8 @@ async fn copy_up_one(image: &Image, which: Copied, object: u64) -> Result<()> {
         false => Arc::default(),
     };
     let ops = vec![copy, hint(&header.layout)];
-    image.data_pool().operate_write_with_snaps(&name, ops, under).await.map(drop)
+    image.data_pool().operate_write_with_snaps(&name, ops, under).await?;
+    Ok(true)
 }
 
 /// The image as it is, once it may be written to, and what keeps changes of it waiting.

@@ -13,8 +13,9 @@ use proto::rbd::{Features, OpFeatures};
 use proto::types::SnapId;
 
 use super::address_text;
-use super::children::{detach_child, or_none};
+use super::children::{detach_child, is_left, or_none};
 use super::objects::{Progress, change};
+use super::snapshots::remove_snapshot;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header, image_id, spec};
 use crate::image::lock::Tried;
@@ -80,7 +81,10 @@ async fn remove_content(image: &Image, progress: Progress<'_>) -> Result<()> {
     };
     in_use(image).await?;
     // Whoever had the lock until now may have taken one since it was looked at.
-    has_no_snapshots(&Header::read(image.pool(), image.id()).await?)?;
+    let header = Header::read(image.pool(), image.id()).await?;
+    for snap in snapshots_left(image.pool(), image.id(), &header).await? {
+        remove_snapshot(image, snap).await?;
+    }
     remove_data(image, progress).await?;
     if let Some(link) = header::parent(image.pool(), image.id(), SnapId::HEAD).await? {
         detach_child(image.pool(), image.id(), &link.parent).await?;
@@ -95,7 +99,7 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
         let what = format!("cannot be removed yet with these features: {unsupported}");
         return Err(Error::new(Kind::Unsupported, what).with_hint("use `rbd rm`"));
     }
-    has_no_snapshots(header)?;
+    snapshots_left(pool, id, header).await?;
     in_a_group(pool, id, header).await?;
     if is_mirrored(pool, id).await? {
         let what = "it is mirrored, and cannot be removed yet";
@@ -104,13 +108,17 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
     Ok(())
 }
 
-fn has_no_snapshots(header: &Header) -> Result<()> {
-    if header.snap_context.snaps.is_empty() {
-        return Ok(());
+/// Refuses an image with snapshots, but for these: those that whoever flattened or removed their last clone did not get
+/// to remove.
+async fn snapshots_left(pool: &Pool, id: &str, header: &Header) -> Result<Vec<SnapId>> {
+    for snap in &header.snap_context.snaps {
+        if !is_left(&header::snapshot(pool, id, *snap).await?) {
+            return Err(Error::new(Kind::Os(ENOTEMPTY), "image has snapshots").with_hint(
+                "remove them first: `snap purge`; hidden ones that clones hang on go with those",
+            ));
+        }
     }
-    Err(Error::new(Kind::Os(ENOTEMPTY), "image has snapshots").with_hint(
-        "remove them first: `snap purge`; hidden ones that clones hang on go with those",
-    ))
+    Ok(header.snap_context.snaps.clone())
 }
 
 /// Refuses an image that is in a group.

@@ -268,10 +268,17 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     let snapshot = user_snapshot(image, name).await?;
     let doing = format!("rolling back to snapshot {}@{name}", image.spec());
     let _usage = image.0.inner.demand_lock().await.context(&doing)?;
-    let _pause = image.0.current.pause(PAUSE).await.context(&doing)?;
-    if snapshot.image_size != image.size() {
-        resize(image, snapshot.image_size, true, &mut |_, _| {}).await.context(&doing)?;
-    }
+    // Shrinking makes what snapshots need of the parent, which waits as every write does: it comes before the pause.
+    let _pause = loop {
+        if snapshot.image_size != image.header().size {
+            resize(image, snapshot.image_size, true, &mut |_, _| {}).await.context(&doing)?;
+        }
+        let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
+        // Somebody else may have changed its size once more.
+        if snapshot.image_size == image.header().size {
+            break pause;
+        }
+    };
     let header = image.header();
     let map = map_of(image).context(&doing)?;
     if map.is_some() {

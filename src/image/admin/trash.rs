@@ -91,7 +91,14 @@ fn overridden(
 pub async fn keep_for_clones(pool: &Pool, name: &str) -> Result<bool> {
     let doing = format!("image {}", spec(pool, name));
     let named = GetIdOfName { name: name.to_owned() };
-    let Some(id) = or_none(pool.call(names::DIRECTORY, &named).await)? else { return Ok(false) };
+    let Some(id) = or_none(pool.call(names::DIRECTORY, &named).await)? else {
+        // Its way there may have been cut short.
+        let begun = moving(pool, name, TrashSource::USER_PARENT).await?.is_some();
+        if begun {
+            move_as(pool, name, TrashSource::USER_PARENT, Duration::ZERO).await?;
+        }
+        return Ok(begun);
+    };
     let Some(header) = or_none(Header::read(pool, &id).await)? else { return Ok(false) };
     if header.snap_context.snaps.is_empty() {
         return Ok(false);
