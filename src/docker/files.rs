@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
 
-/// Replaces a file's content.
+/// Replaces a file's content, which only we may read.
 ///
 /// # Errors
 /// Whatever keeps it from being written, with the file's name.
@@ -19,7 +20,8 @@ pub(crate) fn write(path: &Path, content: &impl Serialize) -> Result<()> {
     })?;
     let temporary = path.with_extension("new");
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

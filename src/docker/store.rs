@@ -15,7 +15,8 @@ use bytes::Bytes;
 use proto::msg::watch::Watcher;
 use proto::rbd::cls::lock::{self, BreakLock, Locker, LockerInfo};
 use proto::rbd::cls::{
-    GetMetadata, ListNamespaces, Method, RemoveMetadata, SetMetadata, TrashImage, TrashSource,
+    GetMetadata, GetObjectPrefix, ListNamespaces, Method, RemoveMetadata, SetMetadata, TrashImage,
+    TrashSource,
 };
 use proto::rbd::names;
 use proto::types::EntityAddr;
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use self::flattening::Flattening;
+pub use self::flattening::{Clients, Flattening};
 use self::flattening::{FLATTEN, flattening_of};
 use super::cinder::InCinder;
 use super::names::{image_name, volume_name};
@@ -390,8 +391,11 @@ impl Store {
     /// Whatever keeps its metadata from being removed.
     pub async fn disown(&self, found: &Found) -> Result<()> {
         let pool = self.pool(&found.place).await?;
-        for name in [MOUNT, FLATTEN, DESCRIPTION] {
-            let remove = RemoveMetadata { name: name.to_owned() };
+        let notes = admin::Notes::Image(&found.id).list(&pool).await?;
+        // Of hosts that died while they read it.
+        let readers = notes.into_keys().filter(|name| name.starts_with(READER));
+        for name in readers.chain([MOUNT, FLATTEN, DESCRIPTION].map(str::to_owned)) {
+            let remove = RemoveMetadata { name };
             gone_is_fine(pool.call(&names::header(&found.id), &remove).await)?;
         }
         Ok(())
@@ -480,7 +484,9 @@ impl Store {
             duration: proto::types::UTime::default(),
             flags: 0,
         };
-        match pool.call(&names::header(&found.id), &lock).await {
+        // A lock would make the header of an image anew that was just removed.
+        let ops = vec![call(&GetObjectPrefix {}), call(&lock)];
+        match pool.operate_write(&names::header(&found.id), ops).await {
             Ok(_) => Ok(true),
             // Ours already.
             Err(error) if error.kind() == Kind::Exists => Ok(true),

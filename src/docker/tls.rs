@@ -10,6 +10,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use super::files::failed;
 use crate::error::{Error, Kind, Result};
 
 /// Files in PEM, as the settings name them.
@@ -46,7 +47,8 @@ impl Files {
     /// What they say; `None` if there are none.
     ///
     /// # Errors
-    /// [`Kind::Invalid`], with the file; [`Kind::Unsupported`] on a processor that is too old.
+    /// [`Kind::Invalid`], with the file; whatever keeps it from being read; [`Kind::Unsupported`] on a processor that
+    /// is too old.
     pub fn load(&self) -> Result<Option<Arc<Tls>>> {
         let files = match (&self.cert, &self.key, &self.client_ca) {
             (None, None, None) => return Ok(None),
@@ -75,8 +77,10 @@ impl Tls {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "TLS: certificates have changed, and are not taken");
-                    // Not said again before they change again.
-                    read.stamps = stamps;
+                    // Not said again before they change again. What could not be read may be readable the next time.
+                    if error.kind() == Kind::Invalid {
+                        read.stamps = stamps;
+                    }
                 }
             }
         }
@@ -110,7 +114,7 @@ impl Read {
                 .build()
                 .map_err(|error| wrong(ca, error))?;
         let chain = certificates(cert)?;
-        let own = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error))?;
+        let own = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| wrong(key, error))?;
         ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .and_then(|it| it.with_client_cert_verifier(verifier).with_single_cert(chain, own))
@@ -120,14 +124,18 @@ impl Read {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let all = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
+    let text = read(path)?;
+    let all = CertificateDer::pem_slice_iter(&text).collect::<std::result::Result<Vec<_>, _>>();
     match all.map_err(|error| wrong(path, error))? {
         none if none.is_empty() => {
             Err(Error::new(Kind::Invalid, format!("{}: no certificate in there", path.display())))
         }
         all => Ok(all),
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| failed(path, error))
 }
 
 fn wrong(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -4,6 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use ceph_native::config::Args;
+use ceph_native::docker::store::{Description, Found, Place, Store};
+use ceph_native::error::Kind;
+use ceph_native::image::{Image, OpenOptions};
 use serde_json::json;
 
 use crate::host::{Host, eventually};
@@ -257,17 +261,18 @@ fn snapshots_of_clones_that_were_cut_short_are_in_nobodys_way() {
 #[test]
 fn nobody_waits_for_a_clone_to_become_independent() {
     let ceph = one_osd();
-    let mut a = Host::bare(ceph, "alpha", "work-seconds = 10\n");
-    // One object after the other: some 3000.
+    let mut a = Host::bare(ceph, "alpha", "work-seconds = 30\n");
+    // One object after the other: some 1500.
     a.env.insert("CEPH_ARGS", "--rbd_concurrent_management_ops=1".to_owned());
     a.start_plugin();
-    let b = Host::start(ceph, "beta", "");
+    let mut b = Host::bare(ceph, "beta", "");
+    b.env.clone_from(&a.env);
+    b.start_plugin();
     let options = json!({ "size": "512M", "object-size": "64K" });
     a.called("VolumeDriver.Create", &json!({ "Name": "large", "Opts": options }));
     let fill = |root: &Path| {
         let to = format!("of={}", root.join("data").display());
-        run("dd", &["if=/dev/urandom", &to, "bs=1M", "count=192", "conv=fsync", "status=none"])
-            .ok();
+        run("dd", &["if=/dev/urandom", &to, "bs=1M", "count=96", "conv=fsync", "status=none"]).ok();
     };
     fill(&a.mount("large", "x"));
     let sum = |root: &Path| {
@@ -284,6 +289,13 @@ fn nobody_waits_for_a_clone_to_become_independent() {
     let is_clone = |image: &str| {
         ceph.run("rbd", &["info", "--format", "json", image]).json().get("parent").is_some()
     };
+    let begun = |image: &str| {
+        let info = ceph.run("rbd", &["info", "--format", "json", image]).json();
+        let first = format!("{}.{:016x}", info["block_name_prefix"].as_str().unwrap(), 0);
+        eventually("it gets on", || {
+            ceph.run("rados", &["-p", "rbd", "stat", &first]).code == 0 || !is_clone(image)
+        });
+    };
     let create = |a: &Host, name: &str| {
         let options = json!({ "from": "large", "flatten": "true" });
         a.called("VolumeDriver.Create", &json!({ "Name": name, "Opts": options }));
@@ -291,41 +303,58 @@ fn nobody_waits_for_a_clone_to_become_independent() {
         assert!(told.ends_with(" %, by host alpha"), "{told}");
     };
     create(&a, "removed");
-    create(&a, "alone");
-    create(&a, "used");
+    create(&a, "restored");
     // Asked for once more, it is there.
-    create(&a, "used");
-    assert!(flattening(&b, "used").is_some(), "everybody is told");
-    eventually("it gets on", || flattening(&a, "used").is_none_or(|told| !told.starts_with("0 %")));
+    create(&a, "restored");
+    assert!(flattening(&b, "restored").is_some(), "everybody is told");
+    begun("removed");
     // It makes room for whoever removes it, brings it back or mounts it, on whatever host.
     b.called("VolumeDriver.Remove", &json!({ "Name": "removed" }));
-    a.ours(&["snapshot", "used", "then"]).ok();
-    b.ours(&["restore", "used", "then"]).ok();
+    a.ours(&["snapshot", "restored", "then"]).ok();
+    b.ours(&["restore", "restored", "then"]).ok();
+    eventually("it is independent", || flattening(&a, "restored").is_none());
     // Killed, it is taken up again; and at once the volume can be had.
+    create(&a, "alone");
+    create(&a, "killed");
+    begun("killed");
     a.kill_plugin();
+    assert!(is_clone("killed"), "too fast to see anything");
     a.start_plugin();
-    assert!(is_clone("used") && is_clone("alone"), "too fast to see anything");
-    assert_eq!(sum(&a.mount("used", "x")), data);
-    a.unmount("used", "x");
+    assert_eq!(sum(&a.mount("killed", "x")), data);
+    a.unmount("killed", "x");
     // Mounted, it is made independent by who carries its data.
+    create(&a, "used");
     let root = b.mount("used", "x");
+    assert!(is_clone("used"), "too fast to see anything");
     fs::write(root.join("more"), "more").unwrap();
-    for name in ["used", "alone"] {
+    let all = ["restored", "alone", "killed", "used"];
+    for name in all {
         eventually("it is independent", || flattening(&a, name).is_none());
         assert!(!is_clone(name), "{name}");
     }
     assert_eq!(fs::read_to_string(root.join("more")).unwrap(), "more");
     b.unmount("used", "x");
-    for name in ["used", "alone"] {
+    for name in all {
         assert_eq!(sum(&a.mount(name, "x")), data);
         a.unmount(name, "x");
         a.ours(&["fsck", name]).ok();
     }
-    a.ours(&["snapshot", "used", "then", "--remove"]).ok();
+    a.ours(&["snapshot", "restored", "then", "--remove"]).ok();
     // A host that does not come back: another one goes on, when its lock and its watch are over.
     if full() {
+        create(&a, "taken");
+        begun("taken");
+        a.kill_plugin();
+        assert!(is_clone("taken"), "too fast to see anything");
+        // As soon as the cluster has forgotten it, the volume can be had.
+        assert_eq!(sum(&b.mount("taken", "x")), data);
+        b.unmount("taken", "x");
+        a.start_plugin();
+        b.called("VolumeDriver.Remove", &json!({ "Name": "taken" }));
+
         create(&a, "left");
         b.called("VolumeDriver.List", &json!({}));
+        begun("left");
         a.kill_plugin();
         assert!(is_clone("left"), "too fast to see anything");
         eventually("another host has done it", || flattening(&b, "left").is_none());
@@ -337,7 +366,56 @@ fn nobody_waits_for_a_clone_to_become_independent() {
         let snaps = ceph.run("rbd", &["snap", "ls", "--all", "--format", "json", "large"]).json();
         snaps.as_array().unwrap().is_empty()
     });
-    for name in ["used", "alone", "large"] {
+    for name in [&all[..], &["large"]].concat() {
         b.called("VolumeDriver.Remove", &json!({ "Name": name }));
     }
+}
+
+/// A host that mounts a volume writes down whose writes are fenced when it dies: not who flattens it just then.
+#[test]
+fn whoever_makes_a_volume_independent_is_none_of_its_users_and_locks_only_what_is_there() {
+    let ceph = one_osd();
+    ceph.rbd(&["create", "--size", "8M", "locked"]);
+    let id = ceph.run("rbd", &["info", "--format", "json", "locked"]).json()["id"].clone();
+    let found = |image: &str, id: &str| Found {
+        name: image.to_owned(),
+        place: Place::new("rbd", "", image),
+        id: id.to_owned(),
+        description: Description::default(),
+        flattening: None,
+    };
+    let (found, gone) = (found("locked", id.as_str().unwrap()), found("gone", "gone"));
+    let conf = Some(ceph.conf().display().to_string());
+    let store = Store::new(Args { conf, ..Args::default() });
+    let asked = async {
+        let image = async {
+            let pool = store.pool(&found.place).await?;
+            Image::open(&pool, "locked", &OpenOptions::default()).await
+        };
+        let seen = async || {
+            let clients = store.clients(&found).await.unwrap();
+            (clients.users.len(), clients.flattener)
+        };
+        assert!(store.lease_flattening(&found, "id", "alpha").await.unwrap());
+        assert_eq!(seen().await, (0, None));
+        let image = image.await.unwrap();
+        assert_eq!(seen().await, (0, Some("alpha".to_owned())));
+        store.end_flattening(&found, "id").await.unwrap();
+        assert_eq!(seen().await, (1, None));
+        image.close().await;
+        // Of an image that was removed since it was found, a lock would make the header anew.
+        let error = store.lease_flattening(&gone, "id", "alpha").await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{error}");
+        let error = store.lock(&gone, "id", "alpha").await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::select! {
+            () = store.stay_connected() => {}
+            () = asked => {}
+        }
+    });
+    assert_ne!(ceph.run("rados", &["-p", "rbd", "stat", "rbd_header.gone"]).code, 0);
+    ceph.rbd(&["rm", "--no-progress", "locked"]);
 }

@@ -75,7 +75,7 @@ fn no_key_is_in_the_journal_in_logs_in_mappings_or_in_the_list_of_processes() {
     for file in ["state/known.json", "state/attached/secret.json", "m"] {
         use std::os::unix::fs::PermissionsExt as _;
         let mode = fs::metadata(host.dir.join(file)).unwrap().permissions().mode();
-        println!("{file}: {mode:o}");
+        assert_eq!(mode & 0o077, 0, "{file}: {mode:o}");
     }
     host.unmount("secret", "x");
     host.called("VolumeDriver.Remove", &create);

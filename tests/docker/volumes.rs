@@ -150,6 +150,8 @@ fn images_that_are_not_ours_are_left_alone_unless_adopted() {
     host.unmount("adopted", "x");
     let error = host.refused("VolumeDriver.Create", &create("again", "foreign"));
     assert!(error.contains("is volume adopted already"), "{error}");
+    // As a host leaves it that dies while it reads.
+    ceph.rbd(&["image-meta", "set", "foreign", "ceph-native.reader.dead", "{\"host\":\"dead\"}"]);
     host.called("VolumeDriver.Remove", &json!({ "Name": "adopted" }));
     assert_eq!(ceph.rbd(&["image-meta", "ls", "foreign"]).matches("ceph-native").count(), 0);
     // One with a file system is taken as it is.

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
+use proto::msg::watch::{Watcher, decode_watchers};
 use proto::rbd::cls::lock::{self, BreakLock};
-use proto::rbd::cls::{GetMetadata, SetMetadata};
+use proto::rbd::cls::{GetMetadata, GetObjectPrefix, Method as _, SetMetadata};
 use proto::rbd::names;
 use proto::types::UTime;
 use serde::{Deserialize, Serialize};
 
-use super::{Found, Store, gone_is_fine, json};
-use crate::error::{Kind, Result};
+use super::{Found, Store, call, gone_is_fine, json};
+use crate::error::{Context as _, Kind, Result};
 use crate::image::admin;
-use crate::pool::Pool;
+use crate::pool::{Op, Pool};
 
 /// The metadata about a clone that is to be independent.
 pub(super) const FLATTEN: &str = "ceph-native.flatten";
@@ -38,7 +39,40 @@ pub struct Flattening {
     pub percent: u64,
 }
 
+/// Who has a volume open.
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    /// Who uses it.
+    pub users: Vec<Watcher>,
+    /// The host whose plugin only makes it independent.
+    pub flattener: Option<String>,
+}
+
 impl Store {
+    /// Who has the volume open. Whoever makes it independent has the lock for that for as long, so both are looked at
+    /// in one operation.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being found out.
+    pub async fn clients(&self, found: &Found) -> Result<Clients> {
+        let pool = self.pool(&found.place).await?;
+        let header = names::header(&found.id);
+        let info = lock::GetInfo { name: LOCK.to_owned() };
+        let replies = pool.operate(&header, vec![call(&info), Op::ListWatchers]).await?;
+        let mut replies = replies.into_iter().map(|reply| reply.data);
+        let state = lock::GetInfo::reply(&replies.next().unwrap_or_default()).context(&header)?;
+        let users = decode_watchers(&replies.next().unwrap_or_default()).context(&header)?;
+        let mut clients = Clients { users, flattener: None };
+        for (locker, info) in state.lockers {
+            let all = clients.users.len();
+            clients.users.retain(|client| client.name != locker.client);
+            if clients.users.len() < all {
+                clients.flattener = Some(info.description);
+            }
+        }
+        Ok(clients)
+    }
+
     /// Takes the lock of whoever makes a clone independent, or renews it; says whether it is this host's.
     ///
     /// # Errors
@@ -54,7 +88,9 @@ impl Store {
             duration: UTime { sec: LEASE, nsec: 0 },
             flags: MAY_RENEW,
         };
-        match pool.call(&names::header(&found.id), &lease).await {
+        // A lock would make the header of an image anew that was just removed.
+        let ops = vec![call(&GetObjectPrefix {}), call(&lease)];
+        match pool.operate_write(&names::header(&found.id), ops).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == Kind::Busy => Ok(false),
             Err(error) => Err(error),

@@ -128,7 +128,7 @@ impl Volumes {
             }
         } else {
             // Only then can another host fence what writes here; so nothing is written before.
-            let clients = self.store.watchers(&found).await?;
+            let clients = self.store.clients(&found).await?.users;
             self.store.note_mount(&found, &self.host_id, &clients).await?;
             fs::check(found.description.fstype, &device, self.settings.work).await?;
             // A file system that is too small for its image is still what it was.
@@ -171,7 +171,7 @@ impl Volumes {
     /// Has other hosts know whose watch it is that was not there before. A key that may only read cannot, and has none.
     async fn show_reader(&self, found: &Found, before: &[Watcher]) {
         let shown = async {
-            let mut clients = self.store.watchers(found).await?;
+            let mut clients = self.store.clients(found).await?.users;
             clients.retain(|client| !before.contains(client));
             self.store.note_reader(found, &self.host_id, &self.settings.host, &clients).await
         };
@@ -413,18 +413,25 @@ impl Volumes {
     }
 
     /// Refuses a volume that others have open without asking for our lock: `rbd map`, a virtual machine. Who only looks
-    /// at it is soon gone.
+    /// at it is soon gone; so is who makes it independent, or its host died, and the cluster forgets it after a while.
     pub(super) async fn must_be_unused(&self, found: &Found) -> Result<()> {
         let begun = tokio::time::Instant::now();
         self.store.end_earlier_flattening(found, &self.host_id).await?;
+        // What is left of the call's time is for saying so.
+        let flattening = self.settings.work.saturating_sub(LOOKING);
         loop {
-            let watchers = self.store.watchers(found).await?;
-            match watchers.first() {
-                None => return Ok(()),
-                Some(watcher) if begun.elapsed() > LOOKING => {
-                    return Err(in_use(watcher, &self.store.readers(found).await?));
+            let clients = self.store.clients(found).await?;
+            match (clients.users.first(), &clients.flattener) {
+                (None, None) => return Ok(()),
+                (Some(user), _) if begun.elapsed() > LOOKING => {
+                    return Err(in_use(user, &self.store.readers(found).await?));
                 }
-                Some(_) => tokio::time::sleep(PAUSE).await,
+                (None, Some(host)) if begun.elapsed() > flattening => {
+                    let what = format!("host {host} makes it independent of its origin");
+                    return Err(Error::new(Kind::Busy, what)
+                        .with_hint("a host that died meanwhile is forgotten after 30 s"));
+                }
+                _ => tokio::time::sleep(PAUSE).await,
             }
         }
     }

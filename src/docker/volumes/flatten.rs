@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::Volumes;
-use crate::docker::store::{Flattening, Found};
+use crate::docker::store::{Flattening, Found, State};
 use crate::error::{Error, Kind, Result};
 use crate::image::{Image, Maintenance};
 
@@ -25,11 +25,31 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often is written down how far it is.
 const NOTE: Duration = Duration::from_secs(5);
 
+/// How many are made independent at a time: each is many requests at a time already.
+const AT_ONCE: usize = 2;
+
 /// What is being made independent here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flatteners {
     volumes: Mutex<BTreeSet<String>>,
+    turns: Semaphore,
     stopping: watch::Sender<bool>,
+}
+
+impl Default for Flatteners {
+    fn default() -> Self {
+        let (volumes, stopping) = (Mutex::default(), watch::Sender::default());
+        Self { volumes, turns: Semaphore::new(AT_ONCE), stopping }
+    }
+}
+
+/// That a volume is being made independent, until this is dropped.
+struct Begun<'a>(&'a Flatteners, &'a str);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.volumes().remove(self.1);
+    }
 }
 
 impl Flatteners {
@@ -66,12 +86,12 @@ impl Volumes {
             }
             let this = Arc::clone(self);
             tokio::spawn(async move {
+                let _begun = Begun(&this.flatteners, &found.name);
                 let mut stopping = this.flatteners.stopping.subscribe();
                 let flattened = this.flatten(&found.name, &mut stopping).await;
                 if let Err(error) = flattened {
                     tracing::warn!(volume = found.name, %error, "making it independent: tried again");
                 }
-                this.flatteners.volumes().remove(&found.name);
             });
         }
     }
@@ -80,14 +100,21 @@ impl Volumes {
     /// done is taken up again.
     async fn flatten(&self, name: &str, stopping: &mut watch::Receiver<bool>) -> Result<()> {
         loop {
-            // A volume that is gone is none any more.
+            let Ok(turn) = self.flatteners.turns.acquire().await else { return Ok(()) };
+            if *stopping.borrow_and_update() {
+                return Ok(());
+            }
+            // A volume that is gone is none any more; one that is only half made is its maker's.
             let Some(found) = self.find(name).await? else { return Ok(()) };
-            if found.flattening.is_none() || *stopping.borrow_and_update() {
+            if found.flattening.is_none() || found.description.state == State::Formatting {
                 return Ok(());
             }
             match self.flatten_for_a_while(&found, stopping).await? {
                 Outcome::Done => tracing::info!(volume = name, "independent of its origin now"),
-                Outcome::Interrupted => tokio::time::sleep(LOOK).await,
+                Outcome::Interrupted => {
+                    drop(turn);
+                    tokio::time::sleep(LOOK).await;
+                }
                 Outcome::Elsewhere => return Ok(()),
             }
         }
@@ -134,10 +161,11 @@ impl Volumes {
         before: Option<Vec<String>>,
     ) -> Result<Outcome> {
         loop {
-            tokio::time::sleep(LOOK).await;
+            // At once: somebody may have looked, and seen nobody, before the image was open.
             if self.user_of(found).await? != before {
                 return Ok(Outcome::Interrupted);
             }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
