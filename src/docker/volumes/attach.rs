@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LOOKING: Duration = Duration::from_secs(3);
 
 /// How long what is only tidiness may take when the cluster is away.
-const TIDY: Duration = Duration::from_secs(5);
+pub(super) const TIDY: Duration = Duration::from_secs(5);
 
 impl Volumes {
     pub(super) async fn mount_now(&self, name: &str, user: &str) -> Result<PathBuf> {
@@ -166,6 +166,16 @@ impl Volumes {
     async fn held_elsewhere(&self, found: &Found) -> Result<Option<Holder>> {
         let holder = self.store.holder(found).await?;
         Ok(holder.filter(|holder| holder.host_id != self.host_id))
+    }
+
+    /// Refuses what this host had mounted for writing and was fenced from since.
+    pub(super) async fn must_be_held(&self, name: &str) -> Result<()> {
+        let found = self.find_existing(name).await?;
+        match self.store.holder(&found).await? {
+            Some(holder) if holder.host_id == self.host_id => Ok(()),
+            Some(holder) => Err(mounted_elsewhere(&holder)),
+            None => Err(Error::new(Kind::Busy, "its lock was taken from this host")),
+        }
     }
 
     /// Has other hosts know whose watch it is that was not there before. A key that may only read cannot, and has none.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Volumes;
+use super::attach::TIDY;
 use crate::docker::cinder::{Held, InCinder, is_ours};
 use crate::docker::filesystem as fs;
 use crate::docker::journal::Attached;
@@ -77,8 +78,8 @@ impl Volumes {
                 held.attachment = None;
                 entry.cinder = Some(held.clone());
                 self.journal.attach(entry)?;
-                // What is left of an attempt at this. Whoever has it read-only has no lock, and others beside it.
-                clear(&cinder, &held, if held.read_only { &held.host } else { "" }).await?;
+                // What is left of an attempt at this, and nothing of another's.
+                clear(&cinder, &held, &held.host).await?;
                 self.attach(&cinder, held.clone(), entry).await?;
                 held = entry.cinder.clone().unwrap_or(held);
                 cinder.complete(api, &volume, held.attachment.as_deref(), &by).await?
@@ -115,6 +116,10 @@ impl Volumes {
             entry.cinder = Some(Held { complete: false, ..held });
             self.journal.attach(entry)?;
         }
+        // Of a host that was fenced the mount is there still, and Cinder's record is rightly another's.
+        if !entry.read_only {
+            self.must_be_held(&entry.name).await?;
+        }
         self.complete(entry).await
     }
 
@@ -138,16 +143,49 @@ impl Volumes {
                 self.tear_down(entry).await
             }
             _ => {
-                tracing::error!(volume, %why, "it is another's now, and a container here has it");
+                if self.lost().insert(volume.clone()) {
+                    tracing::error!(volume, %why, "it is another's now, and a container here has it");
+                }
                 Ok(())
             }
         }
     }
 
-    /// Settles what is mounted with Cinder.
-    pub(super) async fn settle_all(self: &Arc<Self>) {
-        let unsettled = |entry: &Attached| self.is_live(entry) && self.is_unsettled(entry);
-        for entry in self.journal.all_attached().into_iter().filter(unsettled) {
+    fn lost(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Settles what is mounted with Cinder; what is another's already, only where it is the turn of those.
+    pub(super) async fn settle_all(self: &Arc<Self>, lost_too: bool) {
+        let mut entries = self.journal.all_attached();
+        entries.retain(|entry| self.is_live(entry) && self.is_unsettled(entry));
+        self.lost().retain(|name| entries.iter().any(|entry| entry.name == *name));
+        let mut silent = HashSet::new();
+        for entry in entries {
+            let Some(InCinder { cloud, project, volume, .. }) =
+                entry.cinder.as_ref().map(|held| held.of.clone())
+            else {
+                continue;
+            };
+            if silent.contains(&cloud) || !lost_too && self.lost().contains(&entry.name) {
+                continue;
+            }
+            // Before anything is locked: whoever wants the volume need not wait for a Cinder that does not answer.
+            let asked = async {
+                let cinder = self.clouds.cinder(cloud.as_deref(), Some(&project))?;
+                cinder.volume(&volume).await.map(drop)
+            };
+            let answered = match tokio::time::timeout(TIDY, asked).await {
+                Ok(answered) => answered,
+                Err(_) => Err(Error::new(Kind::TimedOut, "Cinder does not answer")),
+            };
+            if let Err(error) = answered
+                && is_silence(&error)
+            {
+                tracing::warn!(volume = entry.name, %error, "not settled with Cinder yet");
+                silent.insert(cloud);
+                continue;
+            }
             let (this, name) = (Arc::clone(self), entry.name.clone());
             let settled = async move {
                 match this.journal.attached(&name) {
@@ -162,7 +200,10 @@ impl Volumes {
                     _ => Ok(()),
                 }
             };
-            let _ = self.work(&entry.name, "settling with Cinder", settled).await;
+            let settled = self.work(&entry.name, "settling with Cinder", settled).await;
+            if settled.is_err_and(|error| is_silence(&error)) {
+                silent.insert(cloud);
+            }
         }
     }
 
@@ -185,6 +226,11 @@ impl Volumes {
         entry.cinder = None;
         self.journal.attach(entry)
     }
+}
+
+/// Whether there is no use in asking the next thing.
+fn is_silence(error: &Error) -> bool {
+    matches!(error.kind(), Kind::TimedOut | Kind::Unreachable)
 }
 
 /// Takes attachments away that no living plugin has: those of plugins, whose device names this host (or any, if none is

@@ -46,6 +46,8 @@ pub struct Volumes {
     flatteners: Flatteners,
     /// What is mounted and Cinder shows so, as far as this process knows.
     settled: Mutex<HashSet<String>>,
+    /// What a container here has though it is another's by now, of which was told.
+    lost: Mutex<HashSet<String>>,
 }
 
 /// A lock for each name.
@@ -91,6 +93,7 @@ impl Volumes {
             asking: Locks::default(),
             flatteners: Flatteners::default(),
             settled: Mutex::default(),
+            lost: Mutex::default(),
             settings,
         }))
     }

@@ -14,8 +14,8 @@ use crate::docker::journal::Attached;
 /// How often it is looked for.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Every how many times the trash is looked through as well.
-const TRASH: u32 = 6;
+/// Every how many times the trash is looked through as well, and Cinder is asked for what it gave to another.
+const SELDOM: u32 = 6;
 
 impl Volumes {
     /// Puts in order what needs it, for ever.
@@ -23,10 +23,10 @@ impl Volumes {
         let mut unused = HashMap::new();
         for round in 0_u32.. {
             self.recover().await;
-            self.settle_all().await;
+            self.settle_all(round % SELDOM == 0).await;
             self.forget_lost_users(&mut unused).await;
             self.flatten_unasked();
-            if round % TRASH == TRASH - 1 && self.store.connected() {
+            if round % SELDOM == SELDOM - 1 && self.store.connected() {
                 let emptied = tokio::time::timeout(self.settings.work, self.store.empty_trash());
                 if let Ok(Err(error)) = emptied.await {
                     tracing::warn!(%error, "looking through the trash");
