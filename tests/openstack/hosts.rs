@@ -237,18 +237,79 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
             assert_eq!(only(cloud, ALICE, "given")["status"], "available", "{api} {step}");
         }
 
-        // If it was only taken away, the record is made anew; and what a container has is left to it.
+        // What a container has is left to it, which is said once, and goes on when the other is gone.
+        let root = host.mount("given", user);
+        let container = host.dir.join("container");
+        host.shell(&format!(
+            "mkdir {0}; mount --bind {1} {0}",
+            container.display(),
+            root.display()
+        ))
+        .ok();
+        host.kill_plugin();
+        take_away();
+        act(json!({ "os-reserve": {} }));
+        let server = "11111111-2222-3333-4444-555555555555";
+        act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
+        eventually("a server has it", || only(cloud, ALICE, "given")["status"] == "in-use");
+        host.start_plugin();
+        let told = || host.log().matches("and a container here has it").count();
+        eventually("it is told", || told() > 0);
+        // It is looked at every 10 s.
+        std::thread::sleep(Duration::from_secs(25));
+        assert_eq!((told(), host.mounts().len(), host.mappings().len()), (1, 1, 1));
+        assert_eq!(only(cloud, ALICE, "given")["attachments"][0]["server_id"], server);
+        act(json!({ "os-detach": {} }));
+        let device = format!("{api}:{}", root.display());
+        eventually("it is this host's again", || {
+            only(cloud, ALICE, "given")["attachments"][0]["device"] == device
+        });
+        host.shell(&format!("umount {}", container.display())).ok();
+        host.unmount("given", user);
+
+        // If it was only taken away, the record is made anew.
         let root = host.mount("given", user);
         host.kill_plugin();
         take_away();
         host.start_plugin();
         eventually("Cinder shows it as in use again", || {
-            only(cloud, ALICE, "given")["attachments"][0]["device"]
-                == format!("{api}:{}", root.display())
+            only(cloud, ALICE, "given")["attachments"][0]["device"] == device
         });
         fs::write(root.join("file"), "written").unwrap();
         host.unmount("given", user);
         assert_eq!(only(cloud, ALICE, "given")["status"], "available");
         removed(&host, "given");
+    }
+}
+
+#[test]
+fn a_host_that_was_fenced_takes_nothing_from_the_one_that_has_it_now() {
+    let Some((cloud, _turn)) = openstack() else { return };
+    for api in ["attachments", "actions"] {
+        let chosen = format!("[cinder]\nattach-api = \"{api}\"\n[cinder.auth]");
+        let settings = settings(cloud, "").replace("[cinder.auth]", &chosen);
+        let mut fenced = Host::start(cloud.ceph, "fenced", &settings);
+        let owner = Host::start(cloud.ceph, "owner", &settings);
+        fenced.called("VolumeDriver.Create", &create("moved", &[]));
+        fenced.mount("moved", "1");
+        fenced.kill_plugin();
+        owner.ours(&["fence", "moved"]).ok();
+        let root = owner.mount("moved", "1");
+        let before = only(cloud, ALICE, "moved")["attachments"].clone();
+        assert_eq!(before.as_array().map(Vec::len), Some(1), "{api}: {before}");
+        // What was mounted is there still, dead.
+        assert_eq!(fenced.mounts().len(), 1);
+        fenced.start_plugin();
+        eventually("its own is cleared away", || {
+            fenced.mounts().is_empty() && fenced.mappings().is_empty()
+        });
+        let mount = json!({ "Name": "moved", "ID": "2" });
+        let error = fenced.refused("VolumeDriver.Mount", &mount);
+        assert!(error.contains("mounted on host owner"), "{error}");
+        assert_eq!(only(cloud, ALICE, "moved")["attachments"], before, "{api}");
+        fs::write(root.join("file"), "written").unwrap();
+        owner.unmount("moved", "1");
+        assert_eq!(only(cloud, ALICE, "moved")["status"], "available", "{api}");
+        removed(&fenced, "moved");
     }
 }
