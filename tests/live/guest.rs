@@ -147,8 +147,19 @@ fn file_system(ceph: &Ceph, guest: &Guest) {
 /// As in a container, where before Linux 6.3 the kernel's NBD client has no netlink.
 fn by_ioctl(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "elsewhere"]);
-    guest.ok("modprobe nbd; modprobe macvlan; unshare -n sleep 1000 > /dev/null 2>&1 & echo $! > /tmp/pid
-         sleep 1; PID=$(cat /tmp/pid)
+    // It loads what it needs, and says what is missing.
+    let unload = "for i in $(seq 50); do modprobe -r nbd && break; sleep 0.1; done; [ ! -e /sys/module/nbd ]";
+    let map = "rbd-nbd-rs map elsewhere --device-type ioctl";
+    guest.ok(&format!("{unload}; [ $({map}) = /dev/nbd0 ]; rbd-nbd-rs unmap /dev/nbd0"));
+    let none = guest.run(&format!("set -e; {unload}; modprobe nbd nbds_max=0; {map}"));
+    guest.ok(&format!("{unload}; modprobe nbd"));
+    assert!(none.code != 0 && none.to_string().contains("has no /dev/nbdN"), "{none}");
+    guest.ok("modprobe macvlan; unshare -n sleep infinity > /dev/null 2>&1 & echo $! > /tmp/pid
+         PID=$(cat /tmp/pid)
+         for i in $(seq 300); do
+             [ $(readlink /proc/$PID/ns/net) = $(readlink /proc/self/ns/net) ] || break; sleep 0.1
+         done
+         [ $(readlink /proc/$PID/ns/net) != $(readlink /proc/self/ns/net) ]
          ip link add link eth0 name mv0 type macvlan; ip link set mv0 netns $PID
          echo \"nsenter -t $PID -n \\\"\\$@\\\"\" > /tmp/in; chmod +x /tmp/in
          cat > /tmp/net <<'END'
@@ -173,7 +184,7 @@ END
     let more = guest.ok("for i in $(seq 6); do
              rbd-nbd-rs map elsewhere --cookie $i --read-only --device-type ioctl --num-connections 2 > /tmp/$i &
          done; wait; cat /tmp/[1-6] | sort | tr '\\n' ' '
-         ! dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 oflag=direct 2> /dev/null
+         ! dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 oflag=direct 2> /dev/null || exit 1
          for i in $(seq 6); do rbd-nbd-rs unmap $(cat /tmp/$i) 2> /dev/null; done
          ls /sys/block/nbd[1-6]/pid 2> /dev/null || true");
     assert_eq!(more, "/dev/nbd1 /dev/nbd2 /dev/nbd3 /dev/nbd4 /dev/nbd5 /dev/nbd6 ");
@@ -220,13 +231,28 @@ END
     // Its process dies: what is asked of it fails, at once and for good, until it is mapped again.
     let dead = guest.ok("DEV=$(rbd-nbd-rs map elsewhere --device-type ioctl); mount $DEV /mnt
          kill -9 $(rbd-nbd-rs list-mapped | awk '/elsewhere/ { print $1 }'); sleep 1
-         ! timeout 20 dd if=$DEV of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null
+         CODE=0; timeout 20 dd if=$DEV of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null || CODE=$?
+         [ $CODE != 0 ]; [ $CODE != 124 ]
          rbd-nbd-rs attach --all; umount -l /mnt; bash /tmp/in rbd-nbd-rs unmap elsewhere 2> /dev/null
          DEV=$(bash /tmp/in rbd-nbd-rs map elsewhere --device-type ioctl); mount $DEV /mnt
          ls /mnt | head -n 1; umount /mnt
          bash /tmp/in rbd-nbd-rs unmap --force elsewhere; rbd-nbd-rs list-mapped --all; ls /run/rbd-nbd-rs
          kill $(cat /tmp/pid)");
     assert_eq!(dead, "lost+found\n");
+
+    // Whose device it is now is told from whose it was.
+    let other = guest.ok("rbd-nbd-rs map elsewhere --read-only --device-type ioctl --cookie was
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/was/ { print $1 }')
+         for i in $(seq 100); do [ -e /sys/block/nbd0/pid ] || break; sleep 0.1; done
+         rbd-nbd-rs map elsewhere --read-only --device-type ioctl --cookie is
+         rbd-nbd-rs list-mapped --all | grep -c nbd0
+         rbd-nbd-rs unmap --force --cookie was; ls /run/rbd-nbd-rs
+         dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null
+         # One that has named the device its own, for as long as it is about to end.
+         rbd-nbd-rs map elsewhere --read-only --device-type ioctl --cookie ends
+         sed -i s,/dev/nbd1,/dev/nbd0, /run/rbd-nbd-rs/ends/mapping.json
+         rbd-nbd-rs unmap /dev/nbd0 2> /dev/null; ls /run/rbd-nbd-rs; rbd-nbd-rs unmap --cookie ends");
+    assert_eq!(other, "/dev/nbd0\n/dev/nbd0\n1\nis\n/dev/nbd1\nends\n");
 }
 
 fn far_away(ceph: &Ceph, guest: &Guest) {
@@ -342,6 +368,15 @@ fn left_and_taken_over(ceph: &Ceph, guest: &Guest) {
          [ ! -e /sys/block/nbd0/pid ]; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]",
     );
     assert_eq!(out.code, 0, "{out}");
+    // Who only reads needs nobody fenced off, and a key that may not is enough.
+    let key = ["auth", "get-or-create", "client.reads", "mon", "allow r", "osd", "allow rwx"];
+    let keyring = ceph.run("ceph", &key).ok();
+    guest.ok(&format!(
+        "cat > /tmp/keyring <<< '{keyring}'
+         DEV=$(rbd-nbd-rs map rbd/left --read-only --id reads --keyring /tmp/keyring --cookie r)
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}'); sleep 1
+         rbd-nbd-rs attach --all; dd if=$DEV of=/dev/null bs=4k count=1 iflag=direct; rbd-nbd-rs unmap $DEV"
+    ));
 }
 
 fn resized(ceph: &Ceph, guest: &Guest) {

@@ -58,12 +58,15 @@ impl Device {
     /// those have to be served by another thread.
     ///
     /// # Errors
-    /// The kernel's: `EBUSY` if the device is in use, or all are.
+    /// The kernel's: `EBUSY` if the device is in use, or all are; `ENODEV` if there is none.
     pub fn connect(connect: &Connect<'_>, sockets: Vec<UnixStream>) -> io::Result<(Self, Over)> {
         let candidates = match connect.index {
             Some(index) => vec![index],
             None => indices()?,
         };
+        if candidates.is_empty() {
+            return Err(rustix::io::Errno::NODEV.into());
+        }
         let sockets = Arc::new(sockets);
         for index in candidates {
             let path = super::node(index)?;
@@ -159,10 +162,11 @@ impl Device {
     }
 }
 
-/// Ends a device that somebody else holds, or held.
+/// Ends a device that somebody else holds, or held, however it was made: of all the ioctls, the kernel takes this one
+/// (and `NBD_DISCONNECT`) for devices of netlink's, too (`nbd_ioctl` of `drivers/block/nbd.c`).
 ///
 /// # Errors
-/// The kernel's; also that the device was made by netlink.
+/// The kernel's.
 pub fn disconnect(path: &Path) -> io::Result<()> {
     node::make(path)?;
     ioctl::number(File::open(path)?, CLEAR_SOCK, 0)?;

@@ -83,6 +83,10 @@ impl Wanted {
             (Some(16), Some(device)) => {
                 Error::new(Kind::Busy, format!("{} is in use", device.display()))
             }
+            (Some(19), None) => Error::new(Kind::Unsupported, "this kernel has no /dev/nbdN")
+                .with_hint(
+                    "`modprobe nbd` makes some, after `modprobe -r nbd` if it was loaded without",
+                ),
             _ => failed("the kernel does not connect a device", error),
         }
     }
@@ -483,7 +487,7 @@ pub(crate) fn nbd() -> DeviceType {
 }
 
 /// Whether the kernel's NBD client is there, loaded now if need be.
-fn load_nbd() -> bool {
+pub(crate) fn load_nbd() -> bool {
     if !sysfs::has_nbd() {
         // One after the other: of several that load it at once, one is told that it is done, and the others that it
         // could not be, before it is.

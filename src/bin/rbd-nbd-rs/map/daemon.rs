@@ -185,7 +185,9 @@ impl Daemon {
     /// Notes who serves the device from now on: should this process die before it has written more, it is the one to be
     /// fenced off.
     async fn claim(&self, image: &Image, held: &Held) -> Result<()> {
-        held.write(&Mapping { client: own_address(image).await, ..self.mapping.clone() })
+        let connector = sysfs::pid(&self.mapping.device);
+        let client = own_address(image).await;
+        held.write(&Mapping { client, connector, ..self.mapping.clone() })
     }
 
     async fn open(&self, cluster: &Cluster) -> Result<Image> {
@@ -216,6 +218,7 @@ impl Daemon {
         telemetry.image(image);
         attached.path().clone_into(&mut mapping.device);
         mapping.pid = std::process::id();
+        mapping.connector = sysfs::pid(&mapping.device);
         let deadline = tokio::time::Instant::now() + CLOSE;
         let told = loop {
             let config = image.cluster().config();
@@ -406,8 +409,12 @@ fn note_left(held: &Held, mapping: Mapping, clean: bool) -> Result<()> {
     }
 }
 
-/// The address by which the cluster knows this process, if it writes.
+/// The address by which the cluster knows this process, if it writes: of one that only reads nothing can come later, and
+/// its key may not be allowed to fence anybody off.
 async fn own_address(image: &Image) -> Option<String> {
+    if image.is_read_only() {
+        return None;
+    }
     let watchers = image.pool().watchers(&names::header(image.id())).await.ok()?;
     let id = image.cluster().global_id();
     let ours = watchers.into_iter().find(|watcher| watcher.name.num as u64 == id)?;
@@ -480,6 +487,7 @@ pub(crate) fn mapping(options: &Options, spec: &Spec, wanted: &Wanted) -> Mappin
         snap_id: options.snap_id,
         read_only: options.read_only,
         pid: std::process::id(),
+        connector: None,
         boot: state::boot(),
         client: None,
         arguments: Vec::new(),

@@ -481,7 +481,11 @@ impl Options {
         let is_loop = |device: &PathBuf| device.starts_with("/dev") && is_called(device, "loop");
         let device_type = match (self.device_type, &self.device) {
             (Some(DeviceType::Nbd), _) => attached::nbd(),
-            (Some(device_type), _) => device_type,
+            (Some(DeviceType::Ioctl), _) => {
+                attached::load_nbd();
+                DeviceType::Ioctl
+            }
+            (Some(DeviceType::Fuse), _) => DeviceType::Fuse,
             // A device that is named says what makes it.
             (None, Some(device)) if is_loop(device) => DeviceType::Fuse,
             (None, Some(device)) if is_called(device, "nbd") => attached::nbd(),

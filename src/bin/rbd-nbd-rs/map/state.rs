@@ -52,6 +52,10 @@ pub(crate) struct Mapping {
     pub(crate) read_only: bool,
     /// Who serves it, or did.
     pub(crate) pid: u32,
+    /// The process or thread that the kernel shows as having connected the NBD device, for as long as that is there:
+    /// a device by ioctl has no cookie to be told from a later one by.
+    #[serde(default)]
+    pub(crate) connector: Option<u32>,
     /// Which boot of this host it is of.
     pub(crate) boot: String,
     /// The address by which the cluster knows whoever serves it.

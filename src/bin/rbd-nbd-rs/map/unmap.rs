@@ -151,7 +151,9 @@ pub(super) fn is_there(mapping: &Mapping) -> bool {
     match mapping.device_type {
         DeviceType::Nbd | DeviceType::Ioctl => {
             let same = |cookie: String| cookie == mapping.cookie;
-            sysfs::pid(device).is_some() && sysfs::cookie(device).is_none_or(same)
+            sysfs::pid(device)
+                .is_some_and(|pid| mapping.connector.is_none_or(|connector| connector == pid))
+                && sysfs::cookie(device).is_none_or(same)
         }
         DeviceType::Fuse => loop_device::name(device)
             .is_some_and(|name| format!("rbd:{}", mapping.spec()).starts_with(&name)),
@@ -226,8 +228,8 @@ impl Target {
         };
         let mut all = Found::all();
         all.retain(|found| is_meant(&found.mapping));
-        // Of several, one that is served.
-        all.sort_by_key(|found| !found.alive);
+        // Of several, one that is served, and that has the device: another may be about to end.
+        all.sort_by_key(|found| (!found.alive, !is_there(&found.mapping)));
         Ok(all.into_iter().next())
     }
 
