@@ -409,8 +409,8 @@ fn note_left(held: &Held, mapping: Mapping, clean: bool) -> Result<()> {
     }
 }
 
-/// The address by which the cluster knows this process, if it writes: of one that only reads nothing can come later, and
-/// its key may not be allowed to fence anybody off.
+/// The address by which the cluster knows this process, if it writes: of one that only reads nothing can come later,
+/// and its key may not be allowed to fence anybody off.
 async fn own_address(image: &Image) -> Option<String> {
     if image.is_read_only() {
         return None;
