@@ -1,6 +1,7 @@
 //! Several hosts at volumes of Cinder's: at once, after one another died, and beside virtual machines.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -239,13 +240,12 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
 
         // What a container has is left to it, which is said once, and goes on when the other is gone.
         let root = host.mount("given", user);
-        let container = host.dir.join("container");
-        host.shell(&format!(
-            "mkdir {0}; mount --bind {1} {0}",
-            container.display(),
-            root.display()
-        ))
-        .ok();
+        let at = host.dir.join("container").display().to_string();
+        let line = format!("mkdir {at}; mount --bind {} {at}; exec sleep 1000", root.display());
+        // Where nobody else gets a copy of it.
+        let args = ["-m", "--propagation", "private", "sh", "-ec", &line];
+        let mut container = Command::new("unshare").args(args).spawn().unwrap();
+        cloud.ceph.reap(container.id());
         host.kill_plugin();
         take_away();
         act(json!({ "os-reserve": {} }));
@@ -264,7 +264,8 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
         eventually("it is this host's again", || {
             only(cloud, ALICE, "given")["attachments"][0]["device"] == device
         });
-        host.shell(&format!("umount {}", container.display())).ok();
+        container.kill().unwrap();
+        container.wait().unwrap();
         host.unmount("given", user);
 
         // If it was only taken away, the record is made anew.
