@@ -217,7 +217,7 @@ fn clones_are_flattened_shrunk_and_removed() {
 fn clones_are_laid_out_as_by_rbd() {
     on_each_release(|ceph| {
         let stripes: &[&str] = &["--stripe-unit", "64K", "--stripe-count", "3"];
-        for (parent, options) in [("plain", &[][..]), ("striped", stripes)] {
+        for (parent, options) in [("laid-plain", &[][..]), ("laid-striped", stripes)] {
             let create = ["create", "--size", "16M", "--object-size", "1M", parent];
             ceph.rbd(&[&create[..], options].concat());
             ceph.rbd(&["snap", "create", "--no-progress", &format!("{parent}@snap")]);
@@ -235,11 +235,11 @@ fn clones_are_laid_out_as_by_rbd() {
                     let snap = format!("{parent}@snap");
                     [&["clone", &snap, name][..], &format, layout].concat().join(" ")
                 };
-                let [theirs, ours] = ["theirs", "ours"].map(|name| {
+                let [theirs, ours] = ["laid-theirs", "laid-ours"].map(|name| {
                     let line = clone(name);
                     let args: Vec<_> = line.split(' ').collect();
                     let ran = match name {
-                        "ours" => ceph.ours(&args),
+                        "laid-ours" => ceph.ours(&args),
                         _ => ceph.run("rbd", &args),
                     };
                     if ran.code != 0 {
@@ -255,7 +255,7 @@ fn clones_are_laid_out_as_by_rbd() {
                     (ran.code, info)
                 });
                 // What `rbd` makes a stripe unit, or refuses for it, is plain with us.
-                if parent == "plain"
+                if parent == "laid-plain"
                     && *layout.first().unwrap_or(&"") == "--object-size"
                     && layout.len() == 2
                 {

@@ -114,9 +114,10 @@ fn the_map_agrees_with_rbd_diff(ceph: &Ceph) {
 #[test]
 fn what_has_changed_is_told_as_rbd_tells_it() {
     on_each_release(|ceph| {
-        for (image, features) in
-            [("told", "layering"), ("told-maps", "layering,exclusive-lock,object-map,fast-diff")]
-        {
+        for (image, features) in [
+            ("told-plain", "layering"),
+            ("told-maps", "layering,exclusive-lock,object-map,fast-diff"),
+        ] {
             let size = ["--size", "1M", "--object-size", "1M"];
             ceph.rbd(&[&["create", image, "--image-feature", features], &size[..]].concat());
             let mut snaps = Vec::new();
