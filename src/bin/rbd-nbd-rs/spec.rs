@@ -54,12 +54,9 @@ pub(crate) struct ImageArgs {
     image: Option<String>,
 }
 
-/// Names an image or one of its snapshots.
+/// Names an image or one of its snapshots by options.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct SnapArgs {
-    /// The image or snapshot.
-    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE[@SNAP]")]
-    spec: Option<String>,
+struct SnapParts {
     #[command(flatten)]
     parts: PoolParts,
     /// Image name.
@@ -70,17 +67,21 @@ pub(crate) struct SnapArgs {
     snap: Option<String>,
 }
 
+/// Names an image or one of its snapshots.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SnapArgs {
+    /// The image or snapshot.
+    #[arg(value_name = "[POOL/[NAMESPACE/]]IMAGE[@SNAP]")]
+    spec: Option<String>,
+    #[command(flatten)]
+    named: SnapParts,
+}
+
 /// Names an image or one of its snapshots, and a file: words that are told apart by what options name.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct FileArgs {
     #[command(flatten)]
-    parts: PoolParts,
-    /// Image name.
-    #[arg(long)]
-    image: Option<String>,
-    /// Snapshot name.
-    #[arg(long)]
-    snap: Option<String>,
+    named: SnapParts,
     /// The file, as an option.
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
@@ -219,12 +220,19 @@ impl ImageArgs {
     }
 }
 
+impl SnapParts {
+    /// What is meant by a spec, if there is one, and options.
+    fn complete(&self, text: Option<&str>) -> Result<Spec> {
+        let mut spec = Spec::from_parts(text, &self.parts, self.image.as_deref())?;
+        spec.snap = spec.snap.take().or_else(|| self.snap.clone());
+        Ok(spec)
+    }
+}
+
 impl SnapArgs {
     /// What is meant. Its image's name may be missing.
     pub(crate) fn spec(&self) -> Result<Spec> {
-        let mut spec = Spec::from_parts(self.spec.as_deref(), &self.parts, self.image.as_deref())?;
-        spec.snap = spec.snap.take().or_else(|| self.snap.clone());
-        Ok(spec)
+        self.named.complete(self.spec.as_deref())
     }
 
     /// The spec alone, as it was given.
@@ -234,7 +242,7 @@ impl SnapArgs {
 
     /// Whether no image is named at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.spec.is_none() && self.image.is_none()
+        self.spec.is_none() && self.named.image.is_none()
     }
 }
 
@@ -278,10 +286,8 @@ impl FileArgs {
     }
 
     fn spec<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Result<Spec> {
-        let text = if self.image.is_none() { words.next() } else { None };
-        let mut spec = Spec::from_parts(text, &self.parts, self.image.as_deref())?;
-        spec.snap = spec.snap.take().or_else(|| self.snap.clone());
-        spec.with_image()
+        let text = if self.named.image.is_none() { words.next() } else { None };
+        self.named.complete(text)?.with_image()
     }
 
     fn file<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Option<String> {
@@ -468,9 +474,8 @@ mod tests {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let (i, f) = (spec(None, "", "i", None), Some("f".to_owned()));
         let named = |image: Option<&str>, path: Option<&str>| FileArgs {
-            image: image.map(str::to_owned),
+            named: SnapParts { image: image.map(str::to_owned), ..SnapParts::default() },
             path: path.map(str::to_owned),
-            ..FileArgs::default()
         };
         for (args, image_first, file_first) in [
             (named(None, None), "i f", "f i"),
