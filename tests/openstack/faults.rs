@@ -33,15 +33,25 @@ enum How {
 }
 use How::{Down, Hangs};
 
+const KEYSTONE_DOWN: Fault = Fault {
+    name: "Keystone down",
+    of: "keystone",
+    how: Down,
+    create: (10, &["Keystone", "503"]),
+    run: Some(20),
+};
+
+const OSD_HANGS: Fault = Fault {
+    name: "OSD hangs",
+    of: "osd",
+    how: Hangs,
+    create: (35, &["given up after 30 s (the cluster does not answer"]),
+    run: Some(40),
+};
+
 /// With Cinder as one process.
 const ONE_PROCESS: &[Fault] = &[
-    Fault {
-        name: "Keystone down",
-        of: "keystone",
-        how: Down,
-        create: (10, &["Keystone", "503"]),
-        run: Some(20),
-    },
+    KEYSTONE_DOWN,
     Fault { name: "Cinder down", of: "cinder", how: Down, create: (5, &["Cinder"]), run: Some(5) },
     Fault {
         name: "Cinder hangs",
@@ -50,24 +60,12 @@ const ONE_PROCESS: &[Fault] = &[
         create: (25, &["Cinder: ", "no answer within 20s"]),
         run: Some(35),
     },
-    Fault {
-        name: "OSD hangs",
-        of: "osd",
-        how: Hangs,
-        create: (35, &["given up after 30 s (the cluster does not answer"]),
-        run: Some(40),
-    },
+    OSD_HANGS,
 ];
 
 /// With its daemons behind RabbitMQ.
 const BEHIND_BROKER: &[Fault] = &[
-    Fault {
-        name: "Keystone down",
-        of: "keystone",
-        how: Down,
-        create: (10, &["Keystone", "503"]),
-        run: Some(20),
-    },
+    KEYSTONE_DOWN,
     Fault { name: "API down", of: "api", how: Down, create: (5, &["Cinder"]), run: Some(5) },
     Fault {
         name: "scheduler down",
@@ -90,13 +88,7 @@ const BEHIND_BROKER: &[Fault] = &[
         create: (35, &["no answer within 20s"]),
         run: Some(40),
     },
-    Fault {
-        name: "OSD hangs",
-        of: "osd",
-        how: Hangs,
-        create: (35, &["given up after 30 s (the cluster does not answer"]),
-        run: Some(40),
-    },
+    OSD_HANGS,
 ];
 
 impl Fault {

@@ -201,6 +201,12 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
             }
             eventually("it is free", || only(cloud, ALICE, "given")["status"] == "available");
         };
+        let server = "11111111-2222-3333-4444-555555555555";
+        let give_to_server = || {
+            act(json!({ "os-reserve": {} }));
+            act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
+            eventually("a server has it", || only(cloud, ALICE, "given")["status"] == "in-use");
+        };
         let user = "0123456789abcdef0123456789abcdef";
         let mount = json!({ "Name": "given", "ID": user });
         for step in ["mount: attached", "mount: mapped", "mount: mounted", "mount: completed"] {
@@ -213,10 +219,7 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
 
             // Somebody takes the volume from it, and gives it to a virtual machine.
             take_away();
-            act(json!({ "os-reserve": {} }));
-            let server = "11111111-2222-3333-4444-555555555555";
-            act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
-            eventually("a server has it", || only(cloud, ALICE, "given")["status"] == "in-use");
+            give_to_server();
 
             host.start_plugin();
             let error = host.refused("VolumeDriver.Mount", &mount);
@@ -248,10 +251,7 @@ fn what_cinder_gave_to_another_while_the_plugin_was_dead_is_not_mapped() {
         cloud.ceph.reap(container.id());
         host.kill_plugin();
         take_away();
-        act(json!({ "os-reserve": {} }));
-        let server = "11111111-2222-3333-4444-555555555555";
-        act(json!({ "os-attach": { "instance_uuid": server, "mountpoint": "/dev/vdb" } }));
-        eventually("a server has it", || only(cloud, ALICE, "given")["status"] == "in-use");
+        give_to_server();
         host.start_plugin();
         let told = || host.log().matches("and a container here has it").count();
         eventually("it is told", || told() > 0);
