@@ -7,7 +7,9 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-    if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu") && glibc() >= Some((2, 36)) {
+    let for_this_host = std::env::var("HOST").is_ok_and(|host| is("TARGET", &host));
+    let shipped = is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu");
+    if shipped && for_this_host && glibc() >= Some((2, 36)) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }
