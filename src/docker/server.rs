@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use super::metrics::Metrics;
 use super::protocol;
@@ -168,7 +169,7 @@ impl Server {
         self: Arc<Self>,
         stream: TcpStream,
         from: SocketAddr,
-        tls: Arc<tokio_rustls::rustls::ServerConfig>,
+        tls: Arc<ServerConfig>,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) {
         match tokio::time::timeout(HEAD_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
