@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 const LIMIT_SECONDS: u32 = 120;
 
 /// `timeout`'s exit code for "it took too long".
-const TIMED_OUT: i32 = 124;
+pub(crate) const TIMED_OUT: i32 = 124;
 
 /// What a program did.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ pub(crate) fn run_in(
     limit_seconds: u32,
 ) -> Ran {
     let mut command = Command::new("timeout");
-    command.args(["-k", "5", &limit_seconds.to_string(), program]).args(args);
+    // On SIGABRT, Ceph's programs tell what they did last.
+    command.args(["-s", "ABRT", "-k", "5", &limit_seconds.to_string(), program]).args(args);
     for (name, value) in env {
         command.env(name, value);
     }
