@@ -27,6 +27,7 @@ pub(super) async fn mon_config(config: &Config) -> Result<mon::Config> {
         },
         service_modes: config.client_modes.clone(),
         hostname: hostname(),
+        wants_options: config.wants_monitors_options,
         connect_timeout: config.mount_timeout,
     })
 }

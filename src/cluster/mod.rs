@@ -50,7 +50,7 @@ pub struct Cluster(Arc<Handle>);
 /// Closes the client when nobody uses it any more.
 struct Handle {
     shared: Arc<Shared>,
-    config: Config,
+    entity: String,
 }
 
 /// What the tasks and the users of a client share.
@@ -153,28 +153,30 @@ impl Cluster {
         let origin = tokio::time::Instant::now();
         let mon = Mon::new(Instant::default(), mon, surroundings.entropy());
         let nonce = random(&*surroundings);
+        let entity = config.name.clone();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::new(mon, surroundings.entropy(), nonce, &config)),
+            state: Mutex::new(State::new(mon, surroundings.entropy(), nonce, config)),
             full: AtomicBool::new(false),
             share: Share::default(),
             changed: Notify::new(),
             origin,
             surroundings,
         });
-        tokio::spawn(tasks::supervise(Arc::clone(&shared), config.clone()));
-        let cluster = Self(Arc::new(Handle { shared, config }));
+        tokio::spawn(tasks::supervise(Arc::clone(&shared)));
+        let cluster = Self(Arc::new(Handle { shared, entity }));
+        // It comes after the options that the monitors have for us, if they have any: nobody waits for those.
         cluster.wait_for_map(Epoch(1)).await?;
         Ok(cluster)
     }
 
-    /// How this client was configured.
-    pub fn config(&self) -> &Config {
-        &self.0.config
+    /// How this client is configured now: the monitors' options may change.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.0.shared.lock().config)
     }
 
     /// Who we are: `client.admin`.
     pub fn entity(&self) -> &str {
-        &self.0.config.name
+        &self.0.entity
     }
 
     /// The cluster's identity.
@@ -220,7 +222,7 @@ impl Cluster {
 
     /// Waits for what a monitor has to bring, but not for ever.
     async fn patiently<T>(&self, what: &str, waiter: oneshot::Receiver<T>) -> Result<T> {
-        let limit = self.0.config.mount_timeout;
+        let limit = self.config().mount_timeout;
         // The monitor client gives up at the same moment, and can say more: it may speak first.
         match tokio::time::timeout(limit + Duration::from_secs(1), waiter).await {
             Ok(Ok(value)) => Ok(value),
@@ -239,7 +241,7 @@ impl Cluster {
     pub async fn command(&self, json: impl Into<String>) -> Result<CommandOutput> {
         let (sender, done) = oneshot::channel();
         self.0.shared.with(|state| state.command(json.into(), sender));
-        let limit = self.0.config.mon_op_timeout.unwrap_or(Duration::MAX);
+        let limit = self.config().mon_op_timeout.unwrap_or(Duration::MAX);
         match tokio::time::timeout(limit, done).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.closed()),
@@ -271,7 +273,7 @@ impl Cluster {
     async fn pool_op(&self, pool: PoolId, op: u32, snap: SnapId) -> Result<PoolOpReply> {
         let (sender, done) = oneshot::channel();
         self.0.shared.with(|state| state.pool_op(pool, op, snap, sender));
-        let limit = self.0.config.mon_op_timeout.unwrap_or(Duration::MAX);
+        let limit = self.config().mon_op_timeout.unwrap_or(Duration::MAX);
         let reply = match tokio::time::timeout(limit, done).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(_)) => return Err(self.closed()),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use proto::mon::{self, ConnectError, Event as MonEvent, Loss, Mon};
-use proto::msg::mon::PoolOpReply;
+use proto::msg::mon::{Config as Options, PoolOpReply};
 use proto::msg::object::Locator;
 use proto::msg::osd_map::OsdMaps;
 use proto::msg::osd_op::{Operation, Reply};
@@ -122,6 +122,7 @@ pub struct CommandOutput {
 }
 
 pub(crate) struct State {
+    pub(super) config: Arc<Config>,
     pub(super) mon: Mon,
     pub(super) objecter: Objecter<Waiter>,
     entropy: Box<dyn Entropy>,
@@ -162,13 +163,19 @@ pub(crate) struct State {
     told_fenced: bool,
 }
 
+fn configure(objecter: &mut Objecter<Waiter>, config: &Config) {
+    objecter.set_timeout(config.osd_op_timeout);
+    objecter.set_limits(config.inflight_ops, config.inflight_bytes);
+    objecter.set_abort_on_full(config.abort_on_full);
+    objecter.set_location(config.crush_location.clone());
+}
+
 impl State {
-    pub(super) fn new(mon: Mon, entropy: Box<dyn Entropy>, nonce: u32, config: &Config) -> Self {
-        let mut objecter = Objecter::new(features::SUPPORTED, config.osd_op_timeout);
-        objecter.set_limits(config.inflight_ops, config.inflight_bytes);
-        objecter.set_abort_on_full(config.abort_on_full);
-        objecter.set_location(config.crush_location.clone());
+    pub(super) fn new(mon: Mon, entropy: Box<dyn Entropy>, nonce: u32, config: Config) -> Self {
+        let mut objecter = Objecter::new(features::SUPPORTED);
+        configure(&mut objecter, &config);
         Self {
+            config: Arc::new(config),
             mon,
             objecter,
             entropy,
@@ -195,6 +202,15 @@ impl State {
             room_waiters: Vec::new(),
             told_fenced: false,
         }
+    }
+
+    /// The monitors have other options for us than before.
+    fn reconfigure(&mut self, options: Options) {
+        tracing::debug!(?options, "options of the monitors");
+        let config = self.config.with_monitors_options(options.options);
+        configure(&mut self.objecter, &config);
+        self.mon.set_service_modes(config.client_modes.clone());
+        self.config = Arc::new(config);
     }
 
     /// Puts an operation into the table. It goes out with the next [`State::settle`].
@@ -494,6 +510,7 @@ impl State {
             MonEvent::Lost { addr, reason } => {
                 tracing::info!(%addr, reason, "lost the monitor; looking for another one");
             }
+            MonEvent::Options(options) => self.reconfigure(options),
             MonEvent::KeyRefused => self.reread_key = true,
             MonEvent::TicketsRenewed => tracing::debug!("fresh tickets"),
             MonEvent::Refused(error) => tracing::error!(%error, "the monitors refuse us"),

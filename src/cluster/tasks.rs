@@ -12,11 +12,12 @@ use crate::config::Config;
 use crate::net::{self, Lost, TryWrite};
 
 /// Does what the state asks for until the client is closed.
-pub(super) async fn supervise(shared: Arc<Shared>, config: Config) {
+pub(super) async fn supervise(shared: Arc<Shared>) {
     loop {
         let now = shared.now();
         shared.with(|state| state.handle_timeout(now));
         if shared.lock().take_reread_key() {
+            let config = Arc::clone(&shared.lock().config);
             reread_key(&shared, &config);
         }
         let (dials, timeout, over) = {

@@ -16,6 +16,7 @@ Ceph options (anywhere on the line, and in $CEPH_ARGS):
   -m, --mon-host ADDRS   Monitors
   -k, --keyring FILE     Keyring
   -K, --keyfile FILE     File with nothing but the base64 key
+      --no-mon-config    Do without the options that the monitors have (`ceph config`)
       --OPTION VALUE     Any option of ceph.conf, such as --ms-client-mode secure";
 
 /// Ceph's options, as given. Later ones win.
@@ -88,7 +89,11 @@ impl Args {
                 continue;
             };
             match name.as_str() {
-                "no_mon_config" | "mon_config" => continue,
+                "no_mon_config" | "mon_config" => {
+                    let without = name.starts_with("no_").to_string();
+                    args.options.push(("no_mon_config".to_owned(), without));
+                    continue;
+                }
                 flag if FLAGS.contains(&flag) => {
                     args.options.push((name, given.unwrap_or_else(|| "true".to_owned())));
                     continue;

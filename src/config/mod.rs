@@ -2,7 +2,12 @@
 //! clients read them.
 //!
 //! Of an option's settings the first that there is counts: command line, `CEPH_ARGS` (or `CEPH_KEYRING`), the file's
-//! `[client.NAME]`, `[client]` and `[global]`, default. Options that nothing here reads are ignored.
+//! `[client.NAME]`, `[client]` and `[global]`, the monitors (`ceph config`), default. Options that nothing here reads
+//! are ignored.
+//!
+//! What the monitors have is known once we are logged in, before the first image can be opened: it cannot say how to
+//! log in. Later changes are followed, too; what a process does only when it begins (its admin socket), or an image
+//! when it is opened (who answers its reads), stays as it is.
 
 mod args;
 mod dns;
@@ -10,6 +15,7 @@ mod file;
 mod mon_host;
 mod values;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +31,6 @@ pub use mon_host::MonHost;
 pub use values::Origin;
 pub(crate) use values::{count, truth};
 
-use file::ConfFile;
 use mon_host::PORT_V1;
 use values::{Value, Values};
 
@@ -188,6 +193,9 @@ pub enum KeySource {
 }
 
 /// How to reach a cluster, and as whom.
+///
+/// A program that wants to set an option puts it into [`Args::options`]. Fields that it sets by hand are overwritten as
+/// soon as the monitors have options for it.
 #[derive(Clone)]
 pub struct Config {
     /// The cluster's name, which is `ceph` unless several are administered from one host.
@@ -226,6 +234,10 @@ pub struct Config {
     pub admin_socket: Option<AdminSocket>,
     /// What new images are like.
     pub rbd: RbdDefaults,
+    /// Whether options of the monitors count, which is so but for `--no-mon-config`.
+    pub wants_monitors_options: bool,
+    /// Everything that the rest is from.
+    values: Values,
 }
 
 /// Where an admin socket is to be.
@@ -308,19 +320,11 @@ impl Config {
             return Err(ConfigError::Name(name.to_owned()));
         }
 
-        let mut values = Values {
-            command_line: args,
-            env_args: &env_args,
-            env_keyring: environment.var("CEPH_KEYRING"),
-            file: ConfFile::default(),
-            path: None,
-            cluster: cluster.clone().unwrap_or_else(|| "ceph".to_owned()),
-            name,
-            environment,
-        };
+        let mut values = Values::new(args.clone(), env_args.clone(), name, environment);
+        values.cluster = cluster.clone().unwrap_or_else(|| "ceph".to_owned());
         let variable = environment.var("CEPH_CONF");
         let files = asked.or(variable.as_deref());
-        let searched = values.read_file(files.unwrap_or(USUAL_FILES))?;
+        let searched = values.read_file(files.unwrap_or(USUAL_FILES), environment)?;
         if let (None, Some(_)) = (&values.path, files) {
             return Err(ConfigError::NoFile { searched });
         }
@@ -331,23 +335,55 @@ impl Config {
                 values.cluster = stem.to_owned();
             }
         }
-        Self::from_values(&values, &searched)
+        let monitors = monitors(&values, &searched)?;
+        let key = key_source(&values, environment)?;
+        Self::from_values(values, monitors, key)
     }
 
-    fn from_values(values: &Values<'_>, searched: &[PathBuf]) -> Result<Self, ConfigError> {
+    /// The same client, now that the monitors have told which options they have for it. One that cannot be understood
+    /// counts as not set, as with librados: all clients would fail together.
+    pub(crate) fn with_monitors_options(&self, options: BTreeMap<String, String>) -> Self {
+        if self.values.monitors == options {
+            return self.clone();
+        }
+        let mut values = Values { monitors: options, ..self.values.clone() };
+        loop {
+            let (monitors, key) = (self.monitors.clone(), self.key.clone());
+            match Self::from_values(values.clone(), monitors, key) {
+                Ok(config) => return config,
+                Err(ConfigError::Value { option, value, expected, .. })
+                    if values.monitors.remove(option).is_some() =>
+                {
+                    tracing::warn!(
+                        "{option} = {value:?}, which the monitors' configuration says, is ignored: expected {expected}"
+                    );
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the monitors' configuration is ignored");
+                    return self.clone();
+                }
+            }
+        }
+    }
+
+    fn from_values(
+        values: Values,
+        monitors: Vec<MonHost>,
+        key: KeySource,
+    ) -> Result<Self, ConfigError> {
         let timeout = |option| {
             let limit = values.get(option).duration()?;
             Ok::<_, ConfigError>(Some(limit).filter(|limit| !limit.is_zero()))
         };
         Ok(Self {
             cluster: values.cluster.clone(),
-            name: values.name.to_owned(),
-            monitors: monitors(values, searched)?,
-            auth_methods: auth_methods(values)?,
-            key: key_source(values)?,
+            name: values.name.clone(),
+            monitors,
+            auth_methods: auth_methods(&values)?,
+            key,
             client_modes: modes(&values.get("ms_client_mode"))?,
             mon_modes: modes(&values.get("ms_mon_client_mode"))?,
-            mount_timeout: mount_timeout(values)?,
+            mount_timeout: mount_timeout(&values)?,
             osd_op_timeout: timeout("rados_osd_op_timeout")?,
             mon_op_timeout: timeout("rados_mon_op_timeout")?,
             inflight_ops: values.get("objecter_inflight_ops").count()?,
@@ -356,8 +392,10 @@ impl Config {
             read_from: read_from(&values.get("rbd_read_from_replica_policy"))?,
             crush_location: crush_location(&values.get("crush_location"))?,
             admin_socket: admin_socket(&values.get("admin_socket")),
-            rbd: rbd_defaults(values)?,
+            rbd: rbd_defaults(&values)?,
+            wants_monitors_options: !values.get("no_mon_config").bool()?,
             path: values.path.clone(),
+            values,
         })
     }
 
@@ -415,7 +453,7 @@ impl Config {
     }
 }
 
-fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, ConfigError> {
+fn monitors(values: &Values, searched: &[PathBuf]) -> Result<Vec<MonHost>, ConfigError> {
     let value = values.get("mon_host");
     let hosts = mon_host::parse(&value.text)
         .map_err(|wrong| value.wrong(format!("addresses of monitors, but {wrong}")))?;
@@ -428,7 +466,7 @@ fn monitors(values: &Values<'_>, searched: &[PathBuf]) -> Result<Vec<MonHost>, C
 }
 
 /// The service that DNS is asked for: `mon_dns_srv_name`, which may have a domain behind an underscore.
-fn service(values: &Values<'_>, place: String) -> MonHost {
+fn service(values: &Values, place: String) -> MonHost {
     let value = values.get("mon_dns_srv_name").text;
     let name = match value.split_once('_') {
         Some((service, domain)) => format!("_{service}._tcp.{domain}"),
@@ -437,7 +475,7 @@ fn service(values: &Values<'_>, place: String) -> MonHost {
     MonHost::Service { name, place }
 }
 
-fn mount_timeout(values: &Values<'_>) -> Result<Duration, ConfigError> {
+fn mount_timeout(values: &Values) -> Result<Duration, ConfigError> {
     let value = values.get("client_mount_timeout");
     match value.origin {
         Origin::Default => Ok(MOUNT_TIMEOUT),
@@ -445,7 +483,7 @@ fn mount_timeout(values: &Values<'_>) -> Result<Duration, ConfigError> {
     }
 }
 
-fn auth_methods(values: &Values<'_>) -> Result<Vec<u32>, ConfigError> {
+fn auth_methods(values: &Values) -> Result<Vec<u32>, ConfigError> {
     // The older name of one option for clients and servers overrides the newer, if it is set.
     let older = values.get("auth_supported");
     let value = if older.text.is_empty() { values.get("auth_client_required") } else { older };
@@ -472,9 +510,10 @@ fn read_from(value: &Value) -> Result<ReadFrom, ConfigError> {
     ReadFrom::parse(&value.text).ok_or_else(|| value.wrong("default, balance or localize"))
 }
 
-/// None only if somebody set it to nothing.
+/// None only if somebody set it to nothing. What the monitors have is for all hosts, of which some may have no such
+/// place.
 fn admin_socket(value: &Value) -> Option<AdminSocket> {
-    let asked = value.origin != Origin::Default;
+    let asked = !matches!(value.origin, Origin::Default | Origin::Monitors);
     (!value.text.is_empty()).then(|| AdminSocket { path: PathBuf::from(&value.text), asked })
 }
 
@@ -492,9 +531,9 @@ fn crush_location(value: &Value) -> Result<Vec<(String, String)>, ConfigError> {
 }
 
 /// What counts is, first, a key itself, then a file with one, then keyrings (`KeyRing::from_ceph_context`).
-fn key_source(values: &Values<'_>) -> Result<KeySource, ConfigError> {
+fn key_source(values: &Values, environment: &dyn Environment) -> Result<KeySource, ConfigError> {
     let read = |path: &Path| {
-        let bytes = values.environment.read(path)?;
+        let bytes = environment.read(path)?;
         Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
     };
     let Value { text, origin, .. } = values.get("key");
@@ -520,7 +559,7 @@ fn key_source(values: &Values<'_>) -> Result<KeySource, ConfigError> {
     Ok(KeySource::Nothing { tried })
 }
 
-fn rbd_defaults(values: &Values<'_>) -> Result<RbdDefaults, ConfigError> {
+fn rbd_defaults(values: &Values) -> Result<RbdDefaults, ConfigError> {
     let features = values.get("rbd_default_features");
     let order = values.get("rbd_default_order");
     let data_pool = values.get("rbd_default_data_pool").text;

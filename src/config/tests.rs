@@ -94,6 +94,55 @@ fn the_most_special_section_counts() {
 }
 
 #[test]
+fn the_monitors_count_before_defaults_alone() {
+    let host = Host::new(&[("CEPH_ARGS", "--rbd-default-order 21")], &[("c.conf", CONF)]);
+    let config = host.load("-c c.conf --rbd_default_stripe_count 3").unwrap();
+    let told = |options: &[(&str, &str)]| {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        config.with_monitors_options(options.iter().map(owned).collect())
+    };
+    let all = told(&[
+        ("rados_osd_op_timeout", "5"),
+        ("rados_mon_op_timeout", "6"),
+        ("rbd_default_order", "23"),
+        ("rbd_default_stripe_count", "4"),
+        ("rbd_default_features", "layering"),
+        ("rbd_default_data_pool", "data-of-$id"),
+        ("admin_socket", "/run/$name.$pid"),
+        ("ms_client_mode", "secure"),
+        ("mon_host", "10.9.9.9"),
+        ("key", "theirs"),
+        ("unknown", "x"),
+    ]);
+    assert_eq!(all.osd_op_timeout, Some(Duration::from_secs(30)), "the file says so");
+    assert_eq!(all.mon_op_timeout, Some(Duration::from_secs(6)));
+    assert_eq!((all.rbd.order, all.rbd.stripe_count), (21, 3), "environment, command line");
+    assert_eq!(all.rbd.features, Features::LAYERING);
+    assert_eq!(all.rbd.data_pool.as_deref(), Some("data-of-admin"));
+    let path = "/run/client.admin.42".into();
+    assert_eq!(all.admin_socket, Some(AdminSocket { path, asked: false }));
+    assert_eq!(all.client_modes, [ConnectionMode::Secure]);
+    assert_eq!(monitors(&all), monitors(&config), "how to log in is not theirs to say");
+    assert!(all.key == config.key);
+
+    // One that makes no sense leaves the others.
+    let some = told(&[("rbd_default_stripe_unit", "much"), ("rados_mon_op_timeout", "6")]);
+    assert_eq!(some.rbd.stripe_unit, 0);
+    assert_eq!(some.mon_op_timeout, Some(Duration::from_secs(6)));
+
+    let again = all.with_monitors_options(BTreeMap::new());
+    assert_eq!((again.mon_op_timeout, again.rbd.data_pool), (None, None));
+}
+
+#[test]
+fn the_monitors_options_can_be_done_without() {
+    let wants = |line: &str| Host::default().load(line).unwrap().wants_monitors_options;
+    assert!(wants("-m x"));
+    assert!(!wants("-m x --no-mon-config"));
+    assert!(wants("-m x --no-mon-config --mon-config"));
+}
+
+#[test]
 fn defaults() {
     let config = Host::default().load("-m 10.0.0.1").unwrap();
     assert_eq!(config.path, None);
@@ -289,18 +338,9 @@ fn ceph_conf_agrees() {
         taken.extend(["-c".to_owned(), path.to_str().unwrap().to_owned()]);
         taken.extend(["-n".to_owned(), name.to_owned()]);
         let args = Args::take(&mut taken).unwrap();
-        let env_args = Args::default();
-        let mut values = Values {
-            command_line: &args,
-            env_args: &env_args,
-            env_keyring: None,
-            file: ConfFile::default(),
-            path: None,
-            cluster: args.cluster.clone().unwrap_or_else(|| "lab".to_owned()),
-            name,
-            environment: &Process,
-        };
-        values.read_file(path.to_str().unwrap()).unwrap();
+        let mut values = Values::new(args.clone(), Args::default(), name, &Process);
+        values.cluster = args.cluster.clone().unwrap_or_else(|| "lab".to_owned());
+        values.read_file(path.to_str().unwrap(), &Process).unwrap();
         for option in [
             "mon_host",
             "keyring",

@@ -1,6 +1,7 @@
-//! From layers of settings to one value of an option: command line before environment before file before default, with
-//! `$metavariables` expanded.
+//! From layers of settings to one value of an option: command line before environment before file before monitors
+//! before default (`CONF_CMDLINE` to `CONF_DEFAULT` in `src/common/config_values.h`), with `$metavariables` expanded.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
@@ -25,6 +26,8 @@ pub enum Origin {
         /// The line, counted from 1.
         line: usize,
     },
+    /// With the monitors (`ceph config set`).
+    Monitors,
     /// Nowhere.
     Default,
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Origin {
             Self::File { path, section, line } => {
                 write!(f, "{}:{line} [{section}]", path.display())
             }
+            Self::Monitors => f.write_str("the monitors' configuration"),
             Self::Default => f.write_str("the defaults"),
         }
     }
@@ -72,19 +76,27 @@ fn default(name: &str) -> &'static str {
 }
 
 /// Every layer of settings, for one client.
-pub(super) struct Values<'a> {
-    pub(super) command_line: &'a Args,
+#[derive(Clone)]
+pub(super) struct Values {
+    pub(super) command_line: Args,
     /// `CEPH_ARGS`.
-    pub(super) env_args: &'a Args,
+    pub(super) env_args: Args,
     /// `CEPH_KEYRING`.
     pub(super) env_keyring: Option<String>,
     pub(super) file: ConfFile,
     /// The file's place, once it is read.
     pub(super) path: Option<PathBuf>,
+    /// What the monitors have for this client, once they have told.
+    pub(super) monitors: BTreeMap<String, String>,
     pub(super) cluster: String,
     /// `client.admin`.
-    pub(super) name: &'a str,
-    pub(super) environment: &'a dyn Environment,
+    pub(super) name: String,
+    /// `$host`.
+    pub(super) host: String,
+    /// `$pid`.
+    pub(super) pid: u32,
+    /// `$home`.
+    pub(super) home: String,
 }
 
 /// A value that is set or assumed, expanded, with its place for errors.
@@ -94,13 +106,39 @@ pub(super) struct Value {
     pub(super) origin: Origin,
 }
 
-impl Values<'_> {
+impl Values {
+    /// Those of command line and environment.
+    pub(super) fn new(
+        command_line: Args,
+        env_args: Args,
+        name: &str,
+        environment: &dyn Environment,
+    ) -> Self {
+        Self {
+            command_line,
+            env_args,
+            env_keyring: environment.var("CEPH_KEYRING"),
+            file: ConfFile::default(),
+            path: None,
+            monitors: BTreeMap::new(),
+            cluster: "ceph".to_owned(),
+            name: name.to_owned(),
+            host: environment.hostname(),
+            pid: environment.pid(),
+            home: environment.var("HOME").unwrap_or_default(),
+        }
+    }
+
     /// Reads the first file of a list that exists, or none.
-    pub(super) fn read_file(&mut self, list: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    pub(super) fn read_file(
+        &mut self,
+        list: &str,
+        environment: &dyn Environment,
+    ) -> Result<Vec<PathBuf>, ConfigError> {
         let mut missing = Vec::new();
         for path in list.split([',', ';', ' ', '\t']).filter(|path| !path.is_empty()) {
             let path = PathBuf::from(self.expand(path, &mut Vec::new()));
-            let bytes = match self.environment.read(&path) {
+            let bytes = match environment.read(&path) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     missing.push(path);
@@ -138,12 +176,14 @@ impl Values<'_> {
             return (value, Origin::Environment("CEPH_KEYRING"));
         }
         let kind = self.name.split('.').next().unwrap_or_default();
-        match (self.file.get(&[self.name, kind, "global"], option), &self.path) {
-            (Some((section, setting)), Some(path)) => {
-                let (path, section) = (path.clone(), section.to_owned());
-                (&setting.value, Origin::File { path, section, line: setting.line })
-            }
-            _ => (default(option), Origin::Default),
+        let in_file = self.file.get(&[&self.name, kind, "global"], option);
+        if let (Some((section, setting)), Some(path)) = (in_file, &self.path) {
+            let (path, section) = (path.clone(), section.to_owned());
+            return (&setting.value, Origin::File { path, section, line: setting.line });
+        }
+        match self.monitors.get(option) {
+            Some(value) => (value, Origin::Monitors),
+            None => (default(option), Origin::Default),
         }
     }
 
@@ -178,18 +218,18 @@ impl Values<'_> {
     }
 
     fn metavariable(&self, variable: &str, within: &mut Vec<String>) -> Option<String> {
-        let (kind, id) = self.name.split_once('.').unwrap_or((self.name, ""));
+        let (kind, id) = self.name.split_once('.').unwrap_or((&self.name, ""));
         Some(match variable {
             "" => return None,
             "cluster" => self.cluster.clone(),
-            "name" => self.name.to_owned(),
+            "name" => self.name.clone(),
             "type" => kind.to_owned(),
             "id" | "num" => id.to_owned(),
-            "host" => self.environment.hostname(),
-            "pid" => self.environment.pid().to_string(),
+            "host" => self.host.clone(),
+            "pid" => self.pid.to_string(),
             // Tells several clients of one process apart in the names of admin sockets, which there are none of here.
             "cctid" => "0".to_owned(),
-            "home" => self.environment.var("HOME").unwrap_or_default(),
+            "home" => self.home.clone(),
             option if within.iter().any(|outer| outer == option) => return None,
             option => {
                 let (text, origin) = self.raw(option);

@@ -25,6 +25,7 @@ mod matrix;
 mod monitors;
 mod odd;
 mod ops;
+mod options;
 mod osdmap;
 mod placement;
 mod qa;

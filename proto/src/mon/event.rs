@@ -10,7 +10,7 @@ use super::Mon;
 use super::Request;
 use crate::cephx::Login;
 use crate::monmap::MonMap;
-use crate::msg::mon::{CommandAck, GetVersionReply, PoolOpReply, StatfsReply};
+use crate::msg::mon::{CommandAck, Config as Options, GetVersionReply, PoolOpReply, StatfsReply};
 use crate::msgr::auth::{AuthError, ClientAuth, ConnectionMode};
 use crate::types::EntityAddr;
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub service_modes: Vec<ConnectionMode>,
     /// Our host's name, for the monitors' logs.
     pub hostname: String,
+    /// Whether the monitors are asked for the options that they have for this client (`ceph config`).
+    pub wants_options: bool,
     /// How long the first login may take in all. Once it has worked, hunting never ends.
     pub connect_timeout: Duration,
 }
@@ -90,6 +92,8 @@ pub enum Event {
     },
     /// A new monitor map.
     MonMap(MonMap),
+    /// The options that the monitors have for this client: all of them, whatever was told before.
+    Options(Options),
     /// A command is done.
     Command(CommandAck),
     /// The newest version of a map.

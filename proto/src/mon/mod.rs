@@ -37,13 +37,16 @@ use crate::denc::{DecodeError, decode};
 use crate::monmap::MonMap;
 use crate::msg::kind;
 use crate::msg::mon::{
-    Auth, AuthReply, Command, CommandAck, GetVersion, GetVersionReply, MonMap as MonMapMessage,
-    PoolOp, PoolOpReply, Statfs, StatfsReply, Subscribe, Subscription,
+    Auth, AuthReply, Command, CommandAck, Config as Options, GetVersion, GetVersionReply,
+    MonMap as MonMapMessage, PoolOp, PoolOpReply, Statfs, StatfsReply, Subscribe, Subscription,
 };
 use crate::msgr::Message;
-use crate::msgr::auth::{AuthError, ClientAuth, method};
+use crate::msgr::auth::{AuthError, ClientAuth, ConnectionMode, method};
 use crate::types::{EntityAddr, EntityType, Entropy, Epoch, Fsid, Instant, SnapId, Tid};
 
+/// The subscription to options. It has no versions that a client could know: each session begins with all of them,
+/// before the maps that are subscribed to with it, since monitors answer in the order of names.
+const OPTIONS: &str = "config";
 /// How many monitors are tried at once (`mon_client_hunt_parallel`).
 const PARALLEL: usize = 3;
 /// How long one round of hunting lasts at first (`mon_client_hunt_interval`).
@@ -114,7 +117,11 @@ enum Ask {
 impl Mon {
     /// Begins to hunt at once.
     pub fn new(now: Instant, config: Config, entropy: Box<dyn Entropy>) -> Self {
-        let monmap = Subscription { start: 0, onetime: false };
+        let all = Subscription { start: 0, onetime: false };
+        let mut wanted = BTreeMap::from([("monmap".to_owned(), all)]);
+        if config.wants_options {
+            wanted.insert(OPTIONS.to_owned(), all);
+        }
         let mut mon = Self {
             tickets: Tickets::new(Arc::new(config.login.clone())),
             config,
@@ -124,7 +131,7 @@ impl Mon {
             next_conn: 1,
             next_tid: 1,
             map: None,
-            wanted: BTreeMap::from([("monmap".to_owned(), monmap)]),
+            wanted,
             asked: BTreeMap::new(),
             trouble: BTreeMap::new(),
             began: now,
@@ -149,6 +156,11 @@ impl Mon {
     /// The cluster, after [`Event::MonMap`].
     pub fn fsid(&self) -> Option<Fsid> {
         self.map.as_ref().map(|map| map.fsid)
+    }
+
+    /// The modes of connections to services from now on, preferred first.
+    pub fn set_service_modes(&mut self, modes: Vec<ConnectionMode>) {
+        self.config.service_modes = modes;
     }
 
     /// How to authenticate on a new connection to a service, with the freshest ticket.
@@ -542,6 +554,11 @@ impl Mon {
             kind::MON_MAP => {
                 let map = decode(&MonMapMessage::decode(message)?.map, "MonMap")?;
                 self.new_map(now, map);
+            }
+            // Monitors may send it unasked, too.
+            kind::CONFIG if self.config.wants_options => {
+                let options = Options::decode(message)?;
+                self.actions.push_back(Action::Event(Event::Options(options)));
             }
             kind::AUTH_REPLY => {
                 let reply = AuthReply::decode(message)?;

@@ -54,6 +54,7 @@ impl Lab {
             },
             service_modes: vec![Crc],
             hostname: "host".to_owned(),
+            wants_options: true,
             connect_timeout: Duration::from_secs(10),
         };
         let mut lab = Self {
@@ -357,6 +358,35 @@ fn a_one_time_subscription_ends() {
     lab.connect(2);
     let Request::Subscribe(subscribe) = &lab.sent[0].1 else { panic!() };
     assert!(!subscribe.what.contains_key("osdmap"));
+}
+
+#[test]
+fn options_are_asked_for_in_each_session() {
+    let mut lab = Lab::new(1);
+    let told = |value: &str| {
+        let options = [("rbd_default_order".to_owned(), value.to_owned())];
+        body::Config { options: options.into() }
+    };
+    let mut conn = lab.connect(0).0;
+    for order in ["20", "21"] {
+        let Request::Subscribe(subscribe) = &lab.sent[0].1 else { panic!() };
+        assert_eq!(subscribe.what["config"], Subscription { start: 0, onetime: false });
+        assert_eq!(subscribe.what.keys().next().unwrap(), "config", "answered before maps");
+        assert!(lab.say(1, conn, &told(order)));
+        assert_eq!(lab.events.last(), Some(&Event::Options(told(order))));
+        assert_eq!(format!("{:?}", told("secret")), r#"{"rbd_default_order"}"#);
+        lab.sent.clear();
+        lab.lose(2, conn);
+        conn = lab.connect(3).0;
+    }
+
+    // Who does without gets none.
+    lab.mon.config.wants_options = false;
+    let events = lab.events.len();
+    assert!(!lab.say(4, conn, &told("22")));
+    assert_eq!(lab.events.len(), events);
+    let mon = Mon::new(at(0), lab.mon.config.clone(), Box::new(Seeded(1)));
+    assert!(!mon.wanted.contains_key("config"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What clients and monitors say to each other.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -341,10 +342,17 @@ impl Outgoing for AuthReply {
 }
 
 /// `MConfig`: options from the monitors' database that apply to this client.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Config {
     /// Option names (with underscores) and values.
     pub options: BTreeMap<String, String>,
+}
+
+/// Without values: passwords may be among them.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.options.keys()).finish()
+    }
 }
 
 impl Config {

@@ -232,9 +232,8 @@ pub struct Objecter<T> {
 }
 
 impl<T> Objecter<T> {
-    /// An empty table. `features` are those that requests announce; `timeout` ends operations that are not answered
-    /// (`rados_osd_op_timeout`), `None` never.
-    pub fn new(features: u64, timeout: Option<Duration>) -> Self {
+    /// An empty table. `features` are those that requests announce.
+    pub fn new(features: u64) -> Self {
         Self {
             client: EntityName { kind: EntityType::CLIENT, num: -1 },
             features,
@@ -251,7 +250,7 @@ impl<T> Objecter<T> {
             newest: Epoch(0),
             asked_newest: false,
             map_wanted: true,
-            timeout,
+            timeout: None,
             deadline: None,
             our_addrs: EntityAddrs::default(),
             fenced: false,
@@ -272,6 +271,13 @@ impl<T> Objecter<T> {
     pub fn set_limits(&mut self, ops: u64, bytes: u64) {
         self.max_ops = usize::try_from(ops).unwrap_or(usize::MAX).clamp(1, limits::OPS_IN_FLIGHT);
         self.max_bytes = bytes.max(1);
+    }
+
+    /// How long operations may take, those under way as well (`rados_osd_op_timeout`); `None` for ever.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+        let due = |timeout| self.ops.iter().map(|(_, op)| op.submitted + timeout).min();
+        self.deadline = timeout.and_then(due);
     }
 
     /// Fails writes to full pools, those under way as well, instead of waiting for space (`abort_on_full`).

@@ -56,7 +56,8 @@ pub(crate) struct NewImage {
 
 /// What an image of that size is like where nobody says otherwise.
 pub(crate) async fn defaults(cluster: &Cluster, size: u64) -> Result<CreateOptions> {
-    let defaults = &cluster.config().rbd;
+    let config = cluster.config();
+    let defaults = &config.rbd;
     let data_pool = match &defaults.data_pool {
         Some(name) => Some(cluster.pool(name).await?),
         None => None,

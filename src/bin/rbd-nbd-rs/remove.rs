@@ -10,8 +10,8 @@ use crate::spec::ImageArgs;
 /// Deletes an image, or moves it to the trash where `rbd_move_to_trash_on_remove` says so, or where
 /// `rbd_move_parent_to_trash_on_remove` does and clones hang on snapshots of it that were removed.
 ///
-/// These are read from the pool's settings (`config pool set`), the command line, the environment and ceph.conf, in
-/// this order.
+/// These are read from the pool's settings (`config pool set`), the command line, the environment, ceph.conf and the
+/// monitors' configuration (`ceph config`), in this order.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Remove {
     #[command(flatten)]

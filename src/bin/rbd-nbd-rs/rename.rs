@@ -18,8 +18,8 @@ impl Rename {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let (source, dest) = self.images.pair()?;
         let (source, dest) = (source.without_snap()?, dest.without_snap()?.with_image()?);
-        let default = &cluster.config().rbd.pool;
-        let source_pool = source.pool.as_ref().unwrap_or(default);
+        let config = cluster.config();
+        let source_pool = source.pool.as_ref().unwrap_or(&config.rbd.pool);
         let elsewhere = dest.pool.as_ref().is_some_and(|pool| pool != source_pool)
             || (dest.pool.is_some() && dest.namespace != source.namespace);
         if elsewhere {

@@ -73,7 +73,7 @@ impl Serve {
             (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
         let telemetry = Telemetry::new();
         telemetry.cluster(cluster);
-        let _telling = daemon::tell(&telemetry, cluster.config(), self.metrics, print).await?;
+        let _telling = daemon::tell(&telemetry, &cluster.config(), self.metrics, print).await?;
         let mut exports = Vec::new();
         for text in &self.specs {
             let image = self.open(cluster, text).await?;

@@ -411,7 +411,8 @@ impl Spec {
 
     /// Opens the pool, narrowed to the namespace, which must exist.
     pub(crate) async fn open_pool(&self, cluster: &Cluster) -> Result<Pool> {
-        let name = self.pool.as_deref().unwrap_or(&cluster.config().rbd.pool);
+        let config = cluster.config();
+        let name = self.pool.as_deref().unwrap_or(&config.rbd.pool);
         let pool = cluster.pool(name).await?.with_namespace(&self.namespace);
         admin::check_namespace(&pool).await?;
         Ok(pool)

@@ -113,7 +113,8 @@ impl Volumes {
     ) -> Result<Found> {
         let pool = self.store.pool(place).await?;
         admin::check_namespace(&pool).await?;
-        let config = &pool.cluster().config().rbd;
+        let config = pool.cluster().config();
+        let config = &config.rbd;
         let data_pool = match options.data_pool.as_ref().or(config.data_pool.as_ref()) {
             Some(data_pool) => Some(pool.cluster().pool(data_pool).await?),
             None => None,

@@ -57,7 +57,8 @@ pub async fn on_remove(pool: &Pool) -> Result<OnRemove> {
         }
         notes => notes?,
     };
-    let rbd = &pool.cluster().config().rbd;
+    let config = pool.cluster().config();
+    let rbd = &config.rbd;
     overridden(&notes, (rbd.trash, rbd.trash_expires, rbd.trash_parents))
         .map_err(|error| error.context(format!("settings of pool {}", pool.name())))
 }

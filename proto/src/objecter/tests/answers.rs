@@ -161,7 +161,7 @@ fn a_localized_read_goes_to_the_nearest_replica() {
         (vec![place("host", "elsewhere"), place("root", "default")], 0),
         (vec![], 0),
     ] {
-        world.objecter = Objecter::new(features::SUPPORTED, None);
+        world.objecter = Objecter::new(features::SUPPORTED);
         world.objecter.set_location(near.clone());
         world.give_full();
         read_with(&mut world, 1, &object_in(0), flag::LOCALIZE_READS);

@@ -96,7 +96,8 @@ impl World {
     }
 
     fn with_timeout(timeout: Option<Duration>) -> Self {
-        let mut objecter = Objecter::new(features::SUPPORTED, timeout);
+        let mut objecter = Objecter::new(features::SUPPORTED);
+        objecter.set_timeout(timeout);
         objecter.set_identity(Instant::default(), CLIENT as u64, our_addr());
         Self { map: first_map(), objecter, now: Instant::default() }
     }

@@ -41,6 +41,22 @@ fn without_a_timeout_there_is_no_timer() {
 }
 
 #[test]
+fn a_timeout_holds_for_what_is_under_way() {
+    let mut world = World::connected();
+    world.write(1, &object_in(0));
+    let at = |seconds| Some(Instant(seconds * SECOND));
+    for (timeout, due) in [(Some(9 * SECOND), at(9)), (Some(5 * SECOND), at(5)), (None, None)] {
+        world.objecter.set_timeout(timeout);
+        assert_eq!(world.objecter.poll_timeout(), due);
+    }
+    world.objecter.handle_timeout(Instant(6 * SECOND));
+    assert_eq!(world.completed(), []);
+    world.objecter.set_timeout(Some(5 * SECOND));
+    world.objecter.handle_timeout(Instant(6 * SECOND));
+    assert_eq!(world.completed(), [(1, Err(OpError::TimedOut(5 * SECOND)))]);
+}
+
+#[test]
 fn a_cancelled_operation_is_neither_sent_nor_answered() {
     let mut world = World::connected();
     let queued = world.write(1, &object_in(0));

@@ -226,7 +226,7 @@ impl Daemon {
                 tracing::info!("{}", text.trim());
                 Ok(())
             };
-            match daemon::tell(&telemetry, config, options.metrics, said).await {
+            match daemon::tell(&telemetry, &config, options.metrics, said).await {
                 // What the process before listens on may be in the way, for a moment.
                 Err(_) if from != From::Nothing && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(LOOK).await;
