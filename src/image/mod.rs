@@ -35,6 +35,7 @@ use self::live::{Current, Live};
 pub use self::lock::Locked;
 use self::lock::{Keeper, Lock};
 use self::maintain::Requests;
+use self::object_map::Remaking;
 use self::parent::Parent;
 use self::quiesce::Quiescing;
 pub use self::quiesce::{Pauses, Pausing};
@@ -150,6 +151,7 @@ struct Inner {
     lock: Lock,
     refreshes: Refreshes,
     requests: Requests,
+    remaking: Remaking,
     quiescing: Quiescing,
     /// For those who only have what they share with it.
     open: OnceLock<Weak<Open>>,
@@ -263,6 +265,7 @@ impl Image {
             lock: Lock::default(),
             refreshes: Refreshes::default(),
             requests: Requests::default(),
+            remaking: Remaking::default(),
             quiescing: Quiescing::default(),
             open: OnceLock::new(),
             read_snap,

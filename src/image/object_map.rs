@@ -288,6 +288,20 @@ impl OnDisk<'_> {
         self.pool.operate_write(&self.name(SnapId::HEAD), ops).await.map(drop)
     }
 
+    /// Changes the state of one object in that of a snapshot.
+    pub(super) async fn update_snapshot(
+        &self,
+        snap: SnapId,
+        object: u64,
+        state: ObjectState,
+    ) -> Result<()> {
+        match self.pool.operate_write(&self.name(snap), vec![update_at(object, state)]).await {
+            // A snapshot without a map, or with one of before the image grew.
+            Err(error) if [Kind::NotFound, Kind::Invalid].contains(&error.kind()) => Ok(()),
+            updated => updated.map(drop),
+        }
+    }
+
     /// Makes that of the head longer or shorter.
     pub(super) async fn resize(&self, objects: u64) -> Result<()> {
         let resize = ResizeObjectMap { objects, state: ObjectState::Absent as u8 };
@@ -342,6 +356,62 @@ impl OnDisk<'_> {
     /// Removes that of the head or of a snapshot.
     pub(super) async fn remove(&self, snap: SnapId) -> Result<()> {
         gone_is_fine(self.pool.remove(&self.name(snap)).await)
+    }
+}
+
+/// What keeps object maps right that are made anew while the image is used.
+#[derive(Debug, Default)]
+pub(super) struct Remaking {
+    /// Read by whoever looks at an object and sets its state by what it saw. Written by whoever changes which maps
+    /// there are, or replaces one, in memory, too: nobody heeds claims in what is no longer in use.
+    pub(super) maps: tokio::sync::RwLock<()>,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    watchers: usize,
+    objects: BTreeSet<u64>,
+}
+
+impl Remaking {
+    fn made(&self) -> std::sync::MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An object is about to be made for all snapshots. To be told before their maps are changed for that.
+    pub(super) fn makes(&self, object: u64) {
+        let mut made = self.made();
+        if made.watchers > 0 {
+            made.objects.insert(object);
+        }
+    }
+
+    /// Takes note of such objects from now on.
+    pub(super) fn watch(&self) -> Watch<'_> {
+        self.made().watchers += 1;
+        Watch(self)
+    }
+}
+
+/// Takes note of objects that are made for snapshots until it is dropped.
+#[derive(Debug)]
+pub(super) struct Watch<'a>(&'a Remaking);
+
+impl Watch<'_> {
+    /// Those since it began, at least.
+    pub(super) fn made(&self) -> BTreeSet<u64> {
+        self.0.made().objects.clone()
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut made = self.0.made();
+        made.watchers -= 1;
+        if made.watchers == 0 {
+            made.objects.clear();
+        }
     }
 }
 

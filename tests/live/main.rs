@@ -23,6 +23,7 @@ mod maintain;
 mod map;
 mod matrix;
 mod monitors;
+mod object_maps;
 mod odd;
 mod ops;
 mod options;

@@ -33,6 +33,7 @@ pub async fn update_features(image: &Image, features: Features, enable: bool) ->
     let doing = format!("image {}", image.spec());
     check(image, features, enable).context(&doing)?;
     {
+        let _maps = image.0.remaking.maps.write().await;
         let _pause = image.0.current.pause(PAUSE).await.context(&doing)?;
         match enable {
             true => switch_on(image, features).await.context(&doing)?,

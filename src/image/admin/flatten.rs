@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::msg::object::SnapContext;
-use proto::msg::op::Op;
 use proto::rbd::cls::DetachParent;
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{Features, ObjectState};
@@ -20,7 +19,6 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::Image;
 use crate::image::copyup::{copy_op, hint, snapshot_states};
 use crate::image::live::{Access, Live};
-use crate::image::object_map::update_at;
 use crate::image::parent::shows;
 
 /// How long flattening goes on, from the first object that it makes, although others want the exclusive lock: so that
@@ -187,14 +185,9 @@ async fn changing(image: &Image) -> Result<(Arc<Live>, Arc<SnapContext>)> {
 /// No map says that an object is absent that is about to be made.
 async fn update_maps(image: &Image, live: &Live, object: u64) -> Result<()> {
     let fast_diff = live.header.features.contains(Features::FAST_DIFF);
+    image.0.remaking.makes(object);
     for (snap, state) in snapshot_states(&live.snap_context, fast_diff) {
-        let map = names::object_map(image.id(), snap);
-        let update: Vec<Op> = vec![update_at(object, state)];
-        match image.pool().operate_write(&map, update).await {
-            // A snapshot without a map, or with one of before the image grew.
-            Err(error) if [Kind::NotFound, Kind::Invalid].contains(&error.kind()) => {}
-            updated => drop(updated?),
-        }
+        image.0.on_disk_map().update_snapshot(snap, object, state).await?;
     }
     let Some(map) = &live.map else { return Ok(()) };
     let state = match fast_diff && !live.snap_context.snaps.is_empty() {

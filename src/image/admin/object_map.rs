@@ -1,6 +1,7 @@
 //! Making an object map anew from the objects that there are, and comparing one with them
 //! (`librbd/operation/RebuildObjectMapRequest.cc`, `ObjectMapIterate.cc`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::msg::snaps::ObjectSnaps;
@@ -12,9 +13,13 @@ use tokio::task::JoinSet;
 use super::features::{set_flags, versions};
 use super::objects::Progress;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::copyup::snapshot_states;
 use crate::image::object_map::{ObjectMap, OnDisk};
 use crate::image::{Image, header};
 use crate::pool::Pool;
+
+/// How often it is begun anew when the image is resized, or snapshots come or go, meanwhile.
+const ATTEMPTS: u32 = 10;
 
 /// Makes the object maps of an image and of all its snapshots anew, while it is written to.
 ///
@@ -24,21 +29,58 @@ use crate::pool::Pool;
 /// [`Kind::Invalid`] if the image has no object map; whatever keeps its objects from being looked at.
 pub async fn rebuild_object_map(image: &Image, progress: Progress<'_>) -> Result<()> {
     let doing = format!("image {}", image.spec());
-    check_feature(image).context(&doing)?;
-    let map = image.0.current.get().map.clone();
-    let map = map.ok_or_else(|| {
-        Error::new(Kind::Busy, format!("{doing}: the exclusive lock has just been handed on"))
-    })?;
-    let maps = Maps::of(image).await.context(&doing)?;
-    let snapshots = maps.look(image, Some(&map), progress).await.context(&doing)?;
-    for (snap, states) in snapshots {
-        image.0.on_disk_map().save(snap, states).await.context(&doing)?;
+    for _ in 0..ATTEMPTS {
+        check_feature(image).context(&doing)?;
+        let map = image.0.current.get().map.clone();
+        let map = map.ok_or_else(|| {
+            Error::new(Kind::Busy, format!("{doing}: the exclusive lock has just been handed on"))
+        })?;
+        if remake(image, &map, progress).await.context(&doing)? {
+            let header = names::header(image.id());
+            let told = image.pool().notify(&header, notify::header_update()).await;
+            return told.context(doing).map(drop);
+        }
     }
-    set_flags(image, false).await.context(&doing)?;
+    let what = format!("{doing}: it is resized, or snapshots are taken or removed, all the time");
+    Err(Error::new(Kind::Busy, what))
+}
+
+/// Makes the maps anew. False if what there was in the beginning is no longer what there is, so that none is as it
+/// should be.
+async fn remake(image: &Image, map: &Arc<ObjectMap>, progress: Progress<'_>) -> Result<bool> {
+    let remaking = &image.0.remaking;
+    let watch = remaking.watch();
+    let maps = Maps::of(image).await?;
+    let Some(snapshots) = maps.look(image, Some(map), progress).await? else { return Ok(false) };
+    let _alone = remaking.maps.write().await;
+    let looked_at = maps.versions.iter().rev().map(|(snap, _)| *snap);
+    if !is_current(image, map) || !looked_at.eq(versions(image)) {
+        return Ok(false);
+    }
+    let disk = image.0.on_disk_map();
+    let if_made: BTreeMap<_, _> =
+        snapshot_states(&image.header().snap_context, maps.fast_diff).into_iter().collect();
+    for (snap, mut states) in snapshots {
+        let Some(state) = if_made.get(&snap) else { continue };
+        let made = watch.made();
+        for object in &made {
+            states.set(*object, *state);
+        }
+        disk.save(snap, states).await?;
+        // Another thread may have changed it in between.
+        for object in watch.made().difference(&made) {
+            disk.update_snapshot(snap, *object, *state).await?;
+        }
+    }
+    set_flags(image, false).await?;
     map.trust();
     image.refresh().await?;
-    let header = names::header(image.id());
-    image.pool().notify(&header, notify::header_update()).await.context(doing).map(drop)
+    Ok(true)
+}
+
+/// Whether it is the map that writes heed.
+fn is_current(image: &Image, map: &Arc<ObjectMap>) -> bool {
+    image.0.current.get().map.as_ref().is_some_and(|current| Arc::ptr_eq(current, map))
 }
 
 /// Compares the object maps of an image and of all its snapshots with its objects. One that is wrong is marked as
@@ -52,7 +94,8 @@ pub async fn check_object_map(image: &Image, progress: Progress<'_>) -> Result<b
     let maps = Maps::of(image).await.context(&doing)?;
     let disk = image.0.on_disk_map();
     let mut right = true;
-    for (snap, found) in maps.look(image, None, progress).await.context(&doing)? {
+    let found = maps.look(image, None, progress).await.context(&doing)?;
+    for (snap, found) in found.unwrap_or_default() {
         let claimed = match disk.load(snap).await {
             Ok(claimed) => Some(claimed),
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Invalid) => None,
@@ -81,7 +124,7 @@ pub async fn check_object_map(image: &Image, progress: Progress<'_>) -> Result<b
 /// The states of the head's objects, by what the OSDs say. Nothing must be written meanwhile.
 pub(super) async fn head_states(image: &Image) -> Result<ObjectStates> {
     let maps = Maps::of(image).await?;
-    let head = maps.look(image, None, &mut |_, _| {}).await?.pop();
+    let head = maps.look(image, None, &mut |_, _| {}).await?.and_then(|mut all| all.pop());
     Ok(head.map(|(_, states)| states).unwrap_or_default())
 }
 
@@ -100,7 +143,7 @@ struct Maps {
 }
 
 impl Maps {
-    async fn of(image: &Image) -> Result<Self> {
+    async fn of(image: &Image) -> Result<Arc<Self>> {
         let header = image.header();
         let mut sizes = Vec::new();
         for snap in versions(image).into_iter().rev() {
@@ -110,7 +153,8 @@ impl Maps {
             };
             sizes.push((snap, header.layout.objects(size)));
         }
-        Ok(Self { versions: sizes, fast_diff: header.features.contains(Features::FAST_DIFF) })
+        let fast_diff = header.features.contains(Features::FAST_DIFF);
+        Ok(Arc::new(Self { versions: sizes, fast_diff }))
     }
 
     /// The states that an object has, by what the OSD says.
@@ -131,13 +175,13 @@ impl Maps {
     }
 
     /// Looks at all objects. The head's states go into its map, if that is given, while it is in use; otherwise they
-    /// come back with the snapshots'.
+    /// come back with the snapshots'. Nothing does if another map took its place.
     async fn look(
-        &self,
+        self: &Arc<Self>,
         image: &Image,
         head: Option<&Arc<ObjectMap>>,
         progress: Progress<'_>,
-    ) -> Result<Vec<(SnapId, ObjectStates)>> {
+    ) -> Result<Option<Vec<(SnapId, ObjectStates)>>> {
         let mut maps: Vec<_> = (self.versions.iter())
             .map(|(snap, objects)| (*snap, ObjectStates::new(*objects, ObjectState::Absent)))
             .collect();
@@ -150,30 +194,38 @@ impl Maps {
             while next < total && under_way.len() < window {
                 let name = String::from_utf8_lossy(names.of(next)).into_owned();
                 let (pool, object) = (image.data_pool().clone(), next);
-                let (image, head) = (image.clone(), head.cloned());
+                let (this, image, head) = (Arc::clone(self), image.clone(), head.cloned());
                 under_way.spawn(async move {
+                    let Some(map) = &head else {
+                        return Ok(Some((object, list_snaps(&pool, &name).await?)));
+                    };
+                    let _maps = image.0.remaking.maps.read().await;
                     // Before it is looked at: whoever writes to it from now on waits, and nobody relies on what it is.
-                    let mut claim = None;
-                    if let Some(map) = &head {
-                        claim = Some(Claim::take(&image, map, object).await);
-                        map.set(object, ObjectState::Pending);
+                    let claim = Claim::take(&image, map, object).await;
+                    if !is_current(&image, map) {
+                        return Ok(None);
                     }
-                    let snaps = list_snaps(&pool, &name).await;
-                    (object, claim, snaps)
+                    map.set(object, ObjectState::Pending);
+                    let snaps = list_snaps(&pool, &name).await?;
+                    // Not if the lock was lost, and taken anew with another map.
+                    if !is_current(&image, map) {
+                        return Ok(None);
+                    }
+                    if let Some(state) = this.states(&snaps).last()
+                        && object < image.layout().objects(image.size())
+                    {
+                        claim.set(*state).await?;
+                    }
+                    Ok::<_, Error>(Some((object, snaps)))
                 });
                 next += 1;
             }
             let Some(looked) = under_way.join_next().await else { break };
-            let (object, claim, snaps) = looked
+            let looked = looked
                 .map_err(|error| Error::new(Kind::Closed, "a task ended").with_source(error))?;
-            let states = self.states(&snaps?);
-            for ((_, map), state) in maps.iter_mut().zip(&states) {
-                map.set(object, *state);
-            }
-            if let (Some(claim), Some(state)) = (claim, states.last())
-                && object < image.layout().objects(image.size())
-            {
-                claim.set(*state).await?;
+            let Some((object, snaps)) = looked? else { return Ok(None) };
+            for ((_, map), state) in maps.iter_mut().zip(self.states(&snaps)) {
+                map.set(object, state);
             }
             done += 1;
             progress(done, total);
@@ -181,7 +233,7 @@ impl Maps {
         if head.is_some() {
             maps.pop();
         }
-        Ok(maps)
+        Ok(Some(maps))
     }
 }
 

@@ -73,6 +73,7 @@ async fn set_size(image: &Image, size: u64, map: Option<&ObjectMap>) -> Result<(
     let header = names::header(image.id());
     let objects = image.layout().objects(size);
     let grows = size > image.header().size;
+    let _maps = image.0.remaking.maps.write().await;
     let _pause = image.0.current.pause(PAUSE).await?;
     let resized = map.map(|map| Arc::new(map.resized(objects)));
     if resized.is_some() && grows {

@@ -48,6 +48,7 @@ pub async fn create_snapshot(
         let what = format!("{doing}: a name must not be empty nor contain / or @");
         return Err(Error::new(Kind::Invalid, what));
     }
+    let maps = image.0.remaking.maps.write().await;
     // What is written before is in it, what comes after is not.
     let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
     for _ in 0..ATTEMPTS {
@@ -57,7 +58,7 @@ pub async fn create_snapshot(
         let Err(error) = image.pool().call(&names::header(image.id()), &add).await else {
             map_snapshot(image, snap).await.context(&doing)?;
             image.refresh().await.context(&doing)?;
-            drop(pause);
+            drop((pause, maps));
             notify_others(image).await.context(&doing)?;
             return Ok(snap);
         };
@@ -115,6 +116,7 @@ pub async fn remove_snapshot(image: &Image, snap: SnapId) -> Result<()> {
         return announce(image).await.context(doing);
     }
     forget_parent_of(image, snap).await.context(&doing)?;
+    let maps = image.0.remaking.maps.write().await;
     if image.header().features.contains(Features::OBJECT_MAP) {
         image.0.on_disk_map().remove_snapshot(snap, &image.header()).await.context(&doing)?;
     }
@@ -125,7 +127,9 @@ pub async fn remove_snapshot(image: &Image, snap: SnapId) -> Result<()> {
         return Err(error.context(doing));
     }
     pool.call(&object, &RemoveSnapshot { snap }).await.context(&doing)?;
-    announce(image).await.context(doing)
+    image.refresh().await.context(&doing)?;
+    drop(maps);
+    notify_others(image).await.context(doing)
 }
 
 /// If the snapshot is the last thing of the image that knows a parent, the parent is told that it is no more.
@@ -303,6 +307,7 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     .await
     .context(&doing)?;
     if let Some(map) = map {
+        let _maps = image.0.remaking.maps.write().await;
         let states = head_states(image).await.context(&doing)?;
         image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await.context(&doing)?;
         image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));

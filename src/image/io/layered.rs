@@ -115,6 +115,9 @@ impl Queue {
             false => Vec::new(),
         };
         let Some(id) = self.copy_ups.begin(object, copy, maps.len()) else { return };
+        if !maps.is_empty() {
+            self.image.0.remaking.makes(object);
+        }
         for (snap, state) in &maps {
             self.update_snapshot_map(*snap, object, *state, id);
         }
