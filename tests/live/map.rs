@@ -368,6 +368,28 @@ fn many_maps_at_once_get_devices_of_their_own() {
 }
 
 #[test]
+fn what_is_unmapped_while_the_cluster_is_slow_is_in_use_by_nobody() {
+    let ceph = Ceph::start(Options::default());
+    ceph.rbd(&["create", "--size", "64M", "rbd/slow"]);
+    let mapped = Mapped::new(&ceph, "rbd/slow", &[]);
+    // For this it takes the exclusive lock.
+    let to = format!("of={}", mapped.device);
+    run("dd", &["if=/dev/urandom", &to, "bs=64k", "count=1", "oflag=direct"]).ok();
+    let osd = ceph.pid("osd.0").to_string();
+    run("kill", &["-STOP", &osd]).ok();
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| mapped.run(&["unmap", "rbd/slow"]).ok());
+        std::thread::sleep(Duration::from_secs(7));
+        run("kill", &["-CONT", &osd]).ok();
+        unmap.join().unwrap();
+    });
+    let status = ceph.run("rbd", &["status", "--format", "json", "rbd/slow"]).json();
+    assert_eq!(status["watchers"], serde_json::json!([]), "{status}");
+    assert_eq!(ceph.rbd(&["lock", "ls", "rbd/slow"]), "");
+    ceph.rbd(&["rm", "--no-progress", "rbd/slow"]);
+}
+
+#[test]
 fn unmap_by_force_waits_for_nobody() {
     let ceph = Ceph::start(Options::default());
     create(&ceph, "rbd/frozen", "64M");

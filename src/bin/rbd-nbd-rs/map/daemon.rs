@@ -40,8 +40,15 @@ const ANSWER: Duration = Duration::from_millis(20);
 /// How long the process before may take to hand over the device: longer than it waits for what is in flight.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
-/// How long closing the image may take: the cluster may not be there any more.
-const CLOSE: Duration = Duration::from_secs(2);
+/// How long closing the image may take: an OSD may be slow, or be replaced by another. Then the cluster has forgotten
+/// us, too (`osd_client_watch_timeout`).
+const CLOSE: Duration = Duration::from_secs(30);
+
+/// How long it may take when nobody is to be waited for.
+const CLOSE_BY_FORCE: Duration = Duration::from_secs(2);
+
+/// How long what the process before listens on may be in the way.
+const IN_THE_WAY: Duration = Duration::from_secs(2);
 
 /// What a daemon is to do.
 #[derive(Clone, Debug)]
@@ -53,6 +60,14 @@ pub(crate) struct Daemon {
     pub(crate) from: From,
     /// What to write into the state.
     pub(crate) mapping: Mapping,
+}
+
+/// How serving a device ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    InOrder,
+    /// Whatever state the cluster is in.
+    ByForce,
 }
 
 /// Where a device comes from.
@@ -97,16 +112,15 @@ impl Daemon {
                 Err(error) => Err(error),
             },
         };
-        let result = match made {
+        let ended = match made {
             Ok(attached) => self.serve(&image, attached, held, ready).await,
             Err(error) => {
                 self.give_up(held);
                 Err(error)
             }
         };
-        // So that nobody takes it for being in use until the cluster misses us.
-        let _ = tokio::time::timeout(CLOSE, image.close()).await;
-        result
+        close(image, &ended).await;
+        ended.map(drop)
     }
 
     /// A device that is there waits for somebody else.
@@ -123,12 +137,12 @@ impl Daemon {
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
     ) -> Result<()> {
         let image = self.open(cluster).await?;
-        let result = match self.take_from_running(cluster, &image).await {
+        let ended = match self.take_from_running(cluster, &image).await {
             Ok((attached, held)) => self.serve(&image, attached, held, ready).await,
             Err(error) => Err(error),
         };
-        let _ = tokio::time::timeout(CLOSE, image.close()).await;
-        result
+        close(image, &ended).await;
+        ended.map(drop)
     }
 
     async fn take_from_running(
@@ -208,7 +222,7 @@ impl Daemon {
         attached: Attached,
         held: Held,
         ready: impl FnOnce(&Mapping) -> io::Result<()>,
-    ) -> Result<()> {
+    ) -> Result<End> {
         let Self { options, mut mapping, from, .. } = self;
         image.pool().name().clone_into(&mut mapping.pool);
         mapping.read_only = image.is_read_only();
@@ -219,7 +233,7 @@ impl Daemon {
         attached.path().clone_into(&mut mapping.device);
         mapping.pid = std::process::id();
         mapping.connector = sysfs::pid(&mapping.device);
-        let deadline = tokio::time::Instant::now() + CLOSE;
+        let deadline = tokio::time::Instant::now() + IN_THE_WAY;
         let told = loop {
             let config = image.cluster().config();
             let said = |text: &str| {
@@ -308,7 +322,7 @@ async fn watch(
     mut attached: Attached,
     (held, mapping): (Held, Mapping),
     mut commands: tokio::sync::mpsc::Receiver<Asked>,
-) -> Result<()> {
+) -> Result<End> {
     let (mut terminate, mut interrupt) =
         (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     let (mut size, mut complained) = (image.size(), false);
@@ -344,7 +358,7 @@ async fn watch(
                 Err(error) => tracing::warn!(%error, "asked to end by a signal"),
             }
             match attached.leave().await {
-                Ok(clean) => return note_left(&held, mapping, clean),
+                Ok(clean) => return note_left(&held, mapping, clean).map(|()| End::InOrder),
                 Err((back, error)) => {
                     tracing::error!(%error, "the signal is ignored");
                     attached = back;
@@ -353,8 +367,8 @@ async fn watch(
             continue;
         };
         let allowed = match command {
-            Command::Unmap => flush_unused(attached.path()).await,
-            Command::Force => Ok(()),
+            Command::Unmap => flush_unused(attached.path()).await.map(|()| End::InOrder),
+            Command::Force => Ok(End::ByForce),
             Command::HandOver { client } => match attached.hand_over().await {
                 Ok(handed) => {
                     let what = "requests in flight did not end in time";
@@ -364,7 +378,7 @@ async fn watch(
                         false => held.write(&Mapping { client, ..mapping }).map(|()| handed),
                     };
                     tell(answer, ready).await;
-                    return Ok(());
+                    return Ok(End::InOrder);
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -374,7 +388,7 @@ async fn watch(
             Command::Detach => match attached.leave().await {
                 Ok(clean) => {
                     tell(answer, note_left(&held, mapping, clean).map(|()| Vec::new())).await;
-                    return Ok(());
+                    return Ok(End::InOrder);
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -382,10 +396,13 @@ async fn watch(
                 }
             },
         };
-        if let Err(error) = allowed {
-            tell(answer, Err(error)).await;
-            continue;
-        }
+        let end = match allowed {
+            Ok(end) => end,
+            Err(error) => {
+                tell(answer, Err(error)).await;
+                continue;
+            }
+        };
         let ended = attached.end().await;
         held.remove();
         let told = match &ended {
@@ -393,10 +410,19 @@ async fn watch(
             Err(error) => Err(Error::new(error.kind(), error.to_string())),
         };
         tell(answer, told).await;
-        return ended;
+        return ended.map(|()| end);
     };
     held.remove();
-    ended
+    ended.map(|()| End::InOrder)
+}
+
+/// Closes the image, so that nobody takes it for being in use until the cluster misses us.
+async fn close(image: Image, ended: &Result<End>) {
+    let (spec, by_force) = (image.spec(), matches!(ended, Ok(End::ByForce)));
+    let limit = if by_force { CLOSE_BY_FORCE } else { CLOSE };
+    if tokio::time::timeout(limit, image.close()).await.is_err() && !by_force {
+        tracing::warn!(image = spec, "it seems to be in use until the cluster misses this process");
+    }
 }
 
 /// Notes that the device is left to whoever attaches it next, who finds it by its state. If all that was asked of this

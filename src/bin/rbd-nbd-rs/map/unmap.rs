@@ -19,8 +19,8 @@ const FORCE: Duration = Duration::from_secs(3);
 /// How long it may take to end it in good order before somebody is told what it waits for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a process may take to be gone after it has answered.
-const GONE: Duration = Duration::from_secs(30);
+/// How long a process may take to be gone after it has answered: longer than it takes to close the image.
+const GONE: Duration = Duration::from_secs(45);
 
 /// Ends a device.
 ///
@@ -172,11 +172,16 @@ fn end_nbd(device: &Path) -> Result<()> {
 }
 
 fn wait_until_gone(found: &Found) -> Result<()> {
-    let deadline = Instant::now() + GONE;
-    while found.is_held() || is_running(found.mapping.pid) {
-        if Instant::now() >= deadline {
-            let what = format!("process {} does not end", found.mapping.pid);
-            return Err(Error::new(Kind::TimedOut, what));
+    let (began, pid, mut told) = (Instant::now(), found.mapping.pid, false);
+    while found.is_held() || is_running(pid) {
+        if began.elapsed() >= GONE {
+            return Err(Error::new(Kind::TimedOut, format!("process {pid} does not end")));
+        }
+        if !told && began.elapsed() >= PATIENCE {
+            eprintln!(
+                "rbd-nbd-rs: process {pid} waits for the cluster to hear that it has closed the image"
+            );
+            told = true;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
