@@ -204,8 +204,18 @@ fn locks_are_shown_taken_and_removed_as_rbd_does() {
         printed(&["lock", "ls", "locked"]);
         crate::verbs::refused_alike(ceph, &["lock", "add", "locked", "another"]);
         crate::verbs::refused_alike(ceph, &["lock", "rm", "locked", "a cookie", "client.1"]);
+        crate::verbs::refused_alike(ceph, &["lock", "rm", "locked", "a cookie", "locker"]);
         let (locker, cookie) = ceph.lock_owner("locked").unwrap();
         assert_eq!(cookie, "a cookie");
+        // Who may not change the image must not fence anybody off over it.
+        let caps = ["mon", "profile rbd", "osd", "profile rbd-read-only"];
+        let keyring = ceph.create_client("client.reads", &caps);
+        let reads = ["--id", "reads", "--keyring", keyring.to_str().unwrap()];
+        for wrong in [&locker, "locker"] {
+            let args = [&["lock", "rm", "locked", "a cookie", wrong][..], &reads].concat();
+            crate::verbs::refused_alike(ceph, &args);
+        }
+        assert_eq!(ceph.ceph(&["osd", "blocklist", "ls"]).lines().count(), 0);
         ceph.ours(&["lock", "rm", "locked", &cookie, &locker]).ok();
         assert_eq!(ceph.ceph(&["osd", "blocklist", "ls"]).lines().count(), 1);
         assert_eq!(ceph.lock_owner("locked"), None);

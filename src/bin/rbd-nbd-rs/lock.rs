@@ -5,7 +5,6 @@ use ceph_native::error::{Error, Kind, Result};
 use ceph_native::image::admin::{self, Locks, address_text};
 use ceph_native::image::header::image_id;
 use ceph_native::pool::Pool;
-use proto::types::{EntityName, EntityType};
 
 use crate::output::{Format, Tree};
 use crate::spec::ImageArgs;
@@ -61,9 +60,9 @@ impl Lock {
             }
             Self::Remove { image, id: cookie, locker } => {
                 let cookie = given(cookie, "lock id")?;
-                let client = parse_client(&given(locker, "locker")?)?;
+                let locker = given(locker, "locker")?;
                 let (pool, id) = open(cluster, &image).await?;
-                admin::remove_lock(&pool, &id, &cookie, client).await
+                admin::remove_lock(&pool, &id, &cookie, &locker).await
             }
         }
     }
@@ -78,13 +77,6 @@ async fn open(cluster: &Cluster, image: &ImageArgs) -> Result<(Pool, String)> {
     let pool = spec.open_pool(cluster).await?;
     let id = image_id(&pool, &spec.image).await?;
     Ok((pool, id))
-}
-
-fn parse_client(text: &str) -> Result<EntityName> {
-    let number = text.strip_prefix("client.").and_then(|number| number.parse().ok());
-    number.map(|num| EntityName { kind: EntityType::CLIENT, num }).ok_or_else(|| {
-        Error::new(Kind::Invalid, format!("{text:?} is no locker: it is like client.4123"))
-    })
 }
 
 fn tree(locks: &Locks) -> Tree {

@@ -2,7 +2,7 @@
 
 use proto::rbd::cls::lock::{self, BreakLock, GetInfo, Lock, RBD_LOCK};
 use proto::rbd::{names, notify};
-use proto::types::{EntityAddr, EntityName, UTime};
+use proto::types::{EntityAddr, EntityName, EntityType, UTime};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::lock::fence_off;
@@ -66,20 +66,39 @@ pub async fn add_lock(pool: &Pool, id: &str, cookie: &str, shared: Option<&str>)
     pool.notify(&header, notify::header_update()).await.map(drop)
 }
 
-/// Takes a lock away from whoever holds it. That client is fenced off first, as it may not know.
+/// Takes a lock away from whoever holds it, as [`locks`] names it: `client.NUMBER`. That client is fenced off first, as
+/// it may not know.
 ///
 /// # Errors
 /// [`Kind::NotFound`] if it does not hold it.
-pub async fn remove_lock(pool: &Pool, id: &str, cookie: &str, client: EntityName) -> Result<()> {
+pub async fn remove_lock(pool: &Pool, id: &str, cookie: &str, locker: &str) -> Result<()> {
+    // As librbd, which opens the image for writing: who may not do that must not fence anybody off.
+    let watch = pool.watch(&names::header(id)).await.context("removing a lock")?;
+    let removed = remove_held(pool, id, cookie, locker).await;
+    if let Err(error) = watch.close().await {
+        tracing::debug!(%error, "ending a watch");
+    }
+    removed
+}
+
+async fn remove_held(pool: &Pool, id: &str, cookie: &str, locker: &str) -> Result<()> {
+    let client = parse_client(locker)?;
     let held = locks(pool, id).await?.lockers;
-    let held = held.iter().find(|locker| locker.client == client && locker.cookie == cookie);
-    let Some(locker) = held else {
+    let held = held.iter().find(|held| held.client == client && held.cookie == cookie);
+    let Some(held) = held else {
         let what = format!("{client} does not hold the lock {cookie:?}");
         return Err(Error::new(Kind::NotFound, what));
     };
-    fence_off(pool.cluster(), &locker.addr).await?;
+    fence_off(pool.cluster(), &held.addr).await?;
     let (name, cookie) = (RBD_LOCK.to_owned(), cookie.to_owned());
     let header = names::header(id);
     pool.call(&header, &BreakLock { name, client, cookie }).await?;
     pool.notify(&header, notify::header_update()).await.map(drop)
+}
+
+fn parse_client(text: &str) -> Result<EntityName> {
+    let number = text.strip_prefix("client.").and_then(|number| number.parse().ok());
+    number.map(|num| EntityName { kind: EntityType::CLIENT, num }).ok_or_else(|| {
+        Error::new(Kind::Invalid, format!("{text:?} is no locker: it is like client.4123"))
+    })
 }
