@@ -51,8 +51,17 @@ fn parents_stay_in_the_trash_until_their_last_clone_is_gone() {
                 // Without a manager nobody knows how full a pool is, and nothing is too full.
                 ceph.ours(&["trash", "purge", "--threshold", "0", &pool]).ok();
                 refused_alike(ceph, &["trash", "purge", "--threshold", "1.5", &pool]);
-                let why = refused_alike(ceph, &["rm", "--no-progress", &name("base")]);
-                assert!(why.contains("snapshots"), "{why}");
+                // What keeps it: a snapshot, then only one that was removed.
+                let refused = ["rm", "--no-progress", &name("base")];
+                ceph.rbd(&["snap", "create", "--no-progress", &name("base@other")]);
+                for why in [refused_alike(ceph, &refused), theirs(ceph, &refused).err] {
+                    assert!(why.contains("image has snapshots"), "{why}");
+                    assert!(!why.contains("linked clones"), "{why}");
+                }
+                ceph.rbd(&["snap", "rm", "--no-progress", &name("base@other")]);
+                for why in [refused_alike(ceph, &refused), theirs(ceph, &refused).err] {
+                    assert!(why.contains("image has snapshots with linked clones"), "{why}");
+                }
                 let rm = ["rm", "--no-progress", "--rbd-move-parent-to-trash-on-remove=true"];
                 for image in ["base", "middle"] {
                     keep(ceph, &[&rm[..], &[&name(image)]].concat()).ok();

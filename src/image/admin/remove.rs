@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use proto::msg::op::Op;
 use proto::msg::watch::Watcher;
-use proto::rbd::cls::{GetIdOfName, GetMirrorMode, RemoveImage};
+use proto::rbd::cls::{GetIdOfName, GetMirrorMode, RemoveImage, SnapshotNamespace};
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{Features, OpFeatures};
 use proto::types::SnapId;
@@ -111,14 +111,25 @@ async fn check(pool: &Pool, id: &str, header: &Header) -> Result<()> {
 /// Refuses an image with snapshots, but for these: those that whoever flattened or removed their last clone did not get
 /// to remove.
 async fn snapshots_left(pool: &Pool, id: &str, header: &Header) -> Result<Vec<SnapId>> {
+    let mut needed = None;
     for snap in &header.snap_context.snaps {
-        if !is_left(&header::snapshot(pool, id, *snap).await?) {
-            return Err(Error::new(Kind::Os(ENOTEMPTY), "image has snapshots").with_hint(
-                "remove them first: `snap purge`; hidden ones that clones hang on go with those",
-            ));
+        let info = header::snapshot(pool, id, *snap).await?;
+        if is_left(&info) {
+            continue;
         }
+        let removed = matches!(info.namespace, SnapshotNamespace::Trash { .. });
+        // Those that can be removed are told first.
+        needed = Some(removed && needed.unwrap_or(true));
     }
-    Ok(header.snap_context.snaps.clone())
+    let (what, hint) = match needed {
+        None => return Ok(header.snap_context.snaps.clone()),
+        Some(false) => ("image has snapshots", "remove them first: `snap purge`"),
+        Some(true) => (
+            "image has snapshots with linked clones",
+            "they were removed, and go with their clones: remove or flatten those, `children --all` names them",
+        ),
+    };
+    Err(Error::new(Kind::Os(ENOTEMPTY), what).with_hint(hint))
 }
 
 /// Refuses an image that is in a group.
