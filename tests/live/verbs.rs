@@ -95,6 +95,12 @@ fn creating(ceph: &Ceph) {
     created_alike(ceph, &["--size", "20971521B", "--rbd-default-features", "1"]);
     created_alike(ceph, &["--size", "20M"]);
     assert_eq!(ceph.rados(&["-p", "data", "ls"]).trim(), "rbd_info");
+    // Its space is taken at once, to the last byte.
+    ceph.ours(&["create", "--size", "9437185B", "--thick-provision", "thick"]).ok();
+    let du = ceph.run("rbd", &["du", "--exact", "--format", "json", "thick"]).json();
+    assert_eq!(du["images"][0]["used_size"], 9_437_185, "{du}");
+    ceph.check_object_map("rbd/thick");
+    ceph.rbd(&["rm", "--no-progress", "thick"]);
 }
 
 /// Images with everything that `ls` and `info` show.
@@ -311,6 +317,16 @@ fn refusing(ceph: &Ceph) {
     let refused = ceph.ours(&args);
     assert_eq!(refused.code, 22);
     assert!(refused.refused().contains("allow_ec_overwrites"));
+    // Where the whole pool has snapshots images can have none; whoever knows better says so.
+    ceph.create_pool("snapped");
+    ceph.ceph(&["osd", "pool", "mksnap", "snapped", "all"]);
+    let args = ["create", "snapped/new", "--size", "1G"];
+    let said = refused_alike(ceph, &args);
+    assert!(said.contains("snapshots of its own"), "{said}");
+    let marker = ceph.dir().join("marker");
+    std::fs::write(&marker, "overwrite validated").unwrap();
+    ceph.rados(&["-p", "snapped", "put", "rbd_info", marker.to_str().unwrap()]);
+    ceph.ours(&args).ok();
     ceph.ours(&["rm", "clone"]).ok();
     assert!(!ceph.rados(&["-p", "rbd", "ls"]).contains("new"));
 }

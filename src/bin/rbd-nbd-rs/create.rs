@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use ceph_native::cluster::Cluster;
 use ceph_native::error::{Error, Kind, Result};
+use ceph_native::image::Image;
 use ceph_native::image::admin::{self, CreateOptions};
+use ceph_native::image::transfer::{CHUNK, Writer};
 use proto::rbd::Features;
 
+use crate::import::make;
+use crate::progress::Progress;
 use crate::size;
 use crate::spec::ImageArgs;
 
@@ -20,8 +25,11 @@ pub(crate) struct Create {
     size: u64,
     #[command(flatten)]
     new: NewImage,
-    /// Show no progress (there is none).
-    #[arg(long, hide = true)]
+    /// Write zeros to all of it, so that its space is taken.
+    #[arg(long)]
+    thick_provision: bool,
+    /// Show no progress.
+    #[arg(long)]
     no_progress: bool,
 }
 
@@ -118,7 +126,26 @@ impl Create {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<()> {
         let spec = self.image.spec()?;
         let options = self.new.options(cluster, defaults(cluster, self.size).await?).await?;
+        if self.thick_provision {
+            return make(cluster, &spec, &options, async |image| self.fill(image).await).await;
+        }
         let pool = spec.open_pool(cluster).await?;
         admin::create(&pool, &spec.image, &options).await.map(drop)
+    }
+
+    async fn fill(&self, image: &Image) -> Result<()> {
+        let progress = Progress::new("Thick provisioning", !self.no_progress);
+        let zeros = Bytes::from(vec![0; CHUNK as usize]);
+        let mut writer = Writer::new(image);
+        let mut offset = 0;
+        while offset < self.size {
+            let length = CHUNK.min(self.size - offset);
+            writer.write(offset, zeros.slice(..length as usize)).await?;
+            offset += length;
+            progress.set(offset, self.size);
+        }
+        writer.finish().await?;
+        progress.finish();
+        Ok(())
     }
 }

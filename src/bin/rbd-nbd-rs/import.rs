@@ -163,7 +163,7 @@ impl Import {
 }
 
 /// Makes an image and has it filled. What fails leaves none.
-async fn make(
+pub(crate) async fn make(
     cluster: &Cluster,
     spec: &Spec,
     options: &CreateOptions,

@@ -17,6 +17,7 @@ use proto::rbd::layout::Layout;
 use proto::rbd::{Features, ObjectState, names};
 use proto::types::{PoolId, SnapId};
 
+use super::children::or_none;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::WRITABLE;
 use crate::image::header::{image_id, spec};
@@ -105,7 +106,7 @@ pub fn supported(features: Features) -> Features {
 pub async fn create(pool: &Pool, name: &str, options: &CreateOptions) -> Result<String> {
     let image = format!("image {}", spec(pool, name));
     check(name, options).context(&image)?;
-    check_data_pool(options.data_pool.as_ref().unwrap_or(pool)).context(&image)?;
+    check_data_pool(options.data_pool.as_ref().unwrap_or(pool)).await.context(&image)?;
     match image_id(pool, name).await {
         Ok(_) => return Err(Error::new(Kind::Exists, format!("{image} exists already"))),
         Err(error) if error.kind() == Kind::NotFound => {}
@@ -225,21 +226,46 @@ fn check(name: &str, options: &CreateOptions) -> Result<()> {
     Ok(())
 }
 
-/// Data objects are written in part, which erasure-coded pools have to be told to allow.
-fn check_data_pool(pool: &Pool) -> Result<()> {
+/// What makes a pool unfit for images (`librbd/image/ValidatePoolRequest.cc`, which tries it out).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unfit {
+    /// Data objects are written in part.
+    NoOverwrites,
+    /// There can be no snapshots of an image where there are some of the whole pool.
+    PoolSnaps,
+}
+
+async fn check_data_pool(pool: &Pool) -> Result<()> {
     let unfit = pool.cluster().with_map(|map| {
         let pool = map.pool(pool.id())?;
-        Some(pool.is_erasure() && !pool.has(pool_flag::EC_OVERWRITES))
+        match pool.is_erasure() && !pool.has(pool_flag::EC_OVERWRITES) {
+            true => Some(Unfit::NoOverwrites),
+            false => pool.has(pool_flag::POOL_SNAPS).then_some(Unfit::PoolSnaps),
+        }
     });
+    let name = pool.name();
     match unfit.flatten() {
-        Some(true) => {
-            let what = format!("pool {} is erasure-coded without overwrites", pool.name());
-            let hint = format!("`ceph osd pool set {} allow_ec_overwrites true`", pool.name());
+        None => Ok(()),
+        Some(Unfit::NoOverwrites) => {
+            let what = format!("pool {name} is erasure-coded without overwrites");
+            let hint = format!("`ceph osd pool set {name} allow_ec_overwrites true`");
             Err(Error::new(Kind::Invalid, what).with_hint(hint))
         }
-        _ => Ok(()),
+        Some(Unfit::PoolSnaps) => {
+            // Somebody may have said that it will do all the same.
+            let known = pool.with_namespace("").read(names::INFO, 0, 0).await;
+            if or_none(known)?.is_some_and(|known| &known[..] == VALIDATED) {
+                return Ok(());
+            }
+            let what =
+                format!("pool {name} has snapshots of its own, so that images can have none");
+            Err(Error::new(Kind::Invalid, what).with_hint("use another pool"))
+        }
     }
 }
+
+/// What the pool's `rbd_info` holds once librbd found it fit.
+const VALIDATED: &[u8] = b"overwrite validated";
 
 const EDOM: i32 = 33;
 
