@@ -49,7 +49,8 @@ fn torture(ceph: &Ceph, Kind { name, options, conf }: &Kind, seed: &str, ops: &s
     let said = String::from_utf8_lossy(&ran.out).into_owned();
     assert!(
         ran.code == 0 && said.contains("A-OK!"),
-        "{name}, seed {seed}: {}\n{}",
+        "{name}, seed {seed}, exit code {}: {}\n{}",
+        ran.code,
         ran.err,
         last(&said)
     );
