@@ -6,12 +6,22 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Ceph, Options, Ran, program, run_in};
+use crate::releases;
+use crate::support::{Ceph, Options, Ran, Store, program, run, run_in};
 
-/// What goes to the real `rbd`: what is not built here, and pools, which are no images.
-const THEIRS: &str = r#"*"pool init"*|*"image-format 1"*|group*|"deep "*|sparsify*"#;
+/// What goes to the real `rbd`: what is not built here, and pools and managers, which are no images.
+const THEIRS: [&str; 8] = [
+    r#"*"pool init"*"#,
+    r#"*"image-format 1"*"#,
+    "group*",
+    r#""deep "*"#,
+    "sparsify*",
+    "merge-diff*",
+    r#""config global"*"#,
+    r#""trash purge schedule"*"#,
+];
 
-/// What passes, all else being right. `docs/images.md` says why the rest does not.
+/// What passes, all else being right. `docs/images.md` says why the rest does not; it runs if a word names it.
 const PASS: [&str; 10] = [
     "cli_generic.sh test_pool_image_args",
     "cli_generic.sh test_others",
@@ -29,26 +39,32 @@ const PASS: [&str; 10] = [
 fn cephs_scripts_for_rbd() {
     let Some(folder) = std::env::var_os("CEPH_NATIVE_QA_RBD") else { return };
     let only = std::env::var("CEPH_NATIVE_QA_ONLY").unwrap_or_default();
-    let mut scripts: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
+    let mut scripts: Vec<_> = fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path()).collect();
     scripts.sort();
     let (mut ran, mut broken) = (BTreeSet::new(), Vec::new());
-    for (name, text, script) in scripts.iter().flat_map(|script| sections(script)) {
-        if !only.split_whitespace().all(|word| name.contains(word)) {
-            continue;
+    for section in scripts.iter().flat_map(|script| sections(script)) {
+        let name = &*section.name;
+        let asked = match only.is_empty() {
+            true => PASS.contains(&name),
+            false => only.split_whitespace().all(|word| name.contains(word)),
+        };
+        for release in releases().iter().filter(|_| asked) {
+            // Some write more than fits into memory.
+            let store = Store::Bluestore;
+            let ceph = Ceph::start(Options { release: *release, store, ..Options::default() });
+            ceph.ceph(&["config", "set", "mon", "mon_allow_pool_delete", "true"]);
+            ceph.start_mgr();
+            let done = run_section(&ceph, Path::new(&folder), &section);
+            println!("{} {release} {name}", if done.code == 0 { "pass" } else { "fail" });
+            if done.code != 0 {
+                let lines: Vec<_> = done.err.lines().collect();
+                println!("    {}", lines[lines.len().saturating_sub(12)..].join("\n    "));
+            }
+            if done.code != 0 && PASS.contains(&name) {
+                broken.push(format!("{release} {name}"));
+            }
+            ran.insert(name.to_owned());
         }
-        let ceph = Ceph::start(Options::default());
-        ceph.ceph(&["config", "set", "mon", "mon_allow_pool_delete", "true"]);
-        wrap(&ceph);
-        let done = run_script(&ceph, &script, text.as_deref());
-        println!("{} {name}", if done.code == 0 { "pass" } else { "fail" });
-        if done.code != 0 {
-            let lines: Vec<_> = done.err.lines().collect();
-            println!("    {}", lines[lines.len().saturating_sub(12)..].join("\n    "));
-        }
-        if done.code != 0 && PASS.contains(&name.as_str()) {
-            broken.push(name.clone());
-        }
-        ran.insert(name);
     }
     // What did not run did not pass.
     assert!(!ran.is_empty(), "no script of this name: {only:?}");
@@ -57,52 +73,85 @@ fn cephs_scripts_for_rbd() {
     assert!(broken.is_empty(), "{broken:?}");
 }
 
-/// Puts our program in the place of `rbd`.
-fn wrap(ceph: &Ceph) {
-    let rbd = ceph.dir().join("bin/rbd");
-    fs::create_dir(rbd.parent().unwrap()).unwrap();
-    let ours = program();
-    let text = format!(
-        "#!/bin/bash\ncase \"$*\" in {THEIRS}) exec /usr/bin/rbd \"$@\" ;; esac\nexec {ours} \"$@\"\n"
-    );
-    fs::write(&rbd, text).unwrap();
-    fs::set_permissions(&rbd, fs::Permissions::from_mode(0o755)).unwrap();
-    // Scripts are for machines where a user runs them.
-    for (name, text) in [("python", "exec /usr/bin/python3 \"$@\""), ("sudo", "exec \"$@\"")] {
-        let script = rbd.with_file_name(name);
-        fs::write(&script, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+/// A script, or a part of one that can run alone.
+struct Section {
+    name: String,
+    script: PathBuf,
+    /// What stands in the script's place.
+    text: Option<String>,
 }
 
 /// A script, or each of its functions with the text that runs it alone, if all it does is to call these.
-fn sections(script: &Path) -> Vec<(String, Option<String>, PathBuf)> {
+fn sections(script: &Path) -> Vec<Section> {
     let name = script.file_name().unwrap().to_str().unwrap().to_owned();
     if name != "cli_generic.sh" {
-        return vec![(name, None, script.to_owned())];
+        return vec![Section { name, script: script.to_owned(), text: None }];
     }
     let text = fs::read_to_string(script).unwrap();
-    let is_call = |line: &&str| line.starts_with("test_") && !line.contains([' ', '(']);
-    let rest: Vec<_> = text.lines().filter(|line| !is_call(line)).collect();
-    let rest = rest.join("\n");
-    let part =
-        |call| (format!("{name} {call}"), Some(format!("{rest}\n{call}\n")), script.to_owned());
-    text.lines().filter(is_call).map(part).collect()
+    let (mut before, mut all) = (String::new(), Vec::new());
+    for line in text.lines() {
+        if line.starts_with("test_") && !line.contains([' ', '(']) {
+            let (name, text) = (format!("{name} {line}"), Some(format!("{before}{line}\n")));
+            all.push(Section { name, script: script.to_owned(), text });
+        } else {
+            before += &format!("{line}\n");
+        }
+    }
+    all
 }
 
-/// Runs a script where it is, which it may depend on, or another text in its place.
-fn run_script(ceph: &Ceph, script: &Path, text: Option<&str>) -> Ran {
-    let script = match text {
-        None => script.to_owned(),
-        Some(text) => {
-            let part = ceph.dir().join("part.sh");
-            fs::write(&part, text).unwrap();
-            fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).unwrap();
-            part
+/// Runs a script among copies of what it may depend on, with our program in the place of `rbd`.
+fn run_section(ceph: &Ceph, folder: &Path, section: &Section) -> Ran {
+    let sources = ceph.dir().join("sources");
+    for part in ["qa/workunits/rbd", "qa/standalone", "src/test/librbd"] {
+        let from = folder.join("../../..").join(part);
+        if from.exists() {
+            let (from, to) = (from.join("."), sources.join(part));
+            fs::create_dir_all(&to).unwrap();
+            run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]).ok();
         }
-    };
+    }
+    let script = sources.join("qa/workunits/rbd").join(section.script.file_name().unwrap());
+    if let Some(text) = &section.text {
+        fs::write(&script, text).unwrap();
+    }
+    // As Ceph has it where nobody says otherwise, which is what scripts expect to be told.
+    let conf = ceph.dir().join("qa.conf");
+    let text = fs::read_to_string(ceph.conf()).unwrap();
+    fs::write(&conf, text.replace("rbd cache = false\n", "")).unwrap();
+    wrap(ceph);
     let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", ceph.dir().join("bin").display());
     let in_folder = format!("cd {}; exec {}", ceph.dir().display(), script.display());
-    let env = [("CEPH_CONF", &*ceph.conf()), ("PATH", Path::new(&path))];
-    run_in("/bin/bash", &["-c", &in_folder], &env, 900)
+    let env = [("CEPH_CONF", &*conf), ("PATH", Path::new(&path))];
+    run_in("/bin/bash", &["-c", &in_folder], &env, 1800)
+}
+
+/// Puts our program in the place of `rbd`, and programs of the cluster's release in that of others.
+fn wrap(ceph: &Ceph) {
+    let bin = ceph.dir().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let theirs = |program: &str| {
+        let command = ceph.command(program);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
+        format!("exec {} \"$@\"", words.join(" "))
+    };
+    let rbd = format!(
+        "case \"$*\" in {}) {} ;; esac\nexec {} \"$@\"",
+        THEIRS.join("|"),
+        theirs("/usr/bin/rbd"),
+        program()
+    );
+    let mut programs = vec![("rbd", rbd)];
+    for name in ["ceph", "rados", "ceph-authtool", "rbd-fuse", "python3"] {
+        programs.push((name, theirs(&format!("/usr/bin/{name}"))));
+    }
+    // Scripts are for machines where a user runs them.
+    programs.push(("python", theirs("/usr/bin/python3")));
+    programs.push(("sudo", "exec \"$@\"".to_owned()));
+    for (name, text) in programs {
+        let program = bin.join(name);
+        fs::write(&program, format!("#!/bin/bash\n{text}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }

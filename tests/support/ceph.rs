@@ -4,8 +4,8 @@
 //!
 //! Two things make it fast: everything that can be is put into the monitors' first store by offline tools (keys, OSDs
 //! in the CRUSH map), so that no command waits for a Paxos round; and the monitors don't wait before they propose. The
-//! loss of a daemon is noticed in seconds. There is no manager: no client needs one. librbd's cache is off, because it
-//! acknowledges writes before they are committed, and we don't.
+//! loss of a daemon is noticed in seconds. There is no manager unless a test starts one: no client needs one. librbd's
+//! cache is off, because it acknowledges writes before they are committed, and we don't.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -382,6 +382,24 @@ impl Ceph {
             }
             assert!(begun.elapsed() < Duration::from_secs(120), "{message}");
             std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// A manager, for what asks one, and waits until it answers. Clusters have none otherwise: no client needs one.
+    #[track_caller]
+    pub(crate) fn start_mgr(&self) {
+        let data = self.dir.join("mgr");
+        fs::create_dir_all(&data).unwrap();
+        let all = ["mon", "allow profile mgr", "osd", "allow *"];
+        let keyring = self.create_client("mgr.x", &all);
+        let (data, keyring) = (data.to_str().unwrap(), keyring.to_str().unwrap());
+        let conf = self.conf();
+        let who = ["-f", "-i", "x", "-c", conf.to_str().unwrap()];
+        let with = ["--mgr-data", data, "--keyring", keyring];
+        self.spawn("ceph-mgr", "mgr.x", &[&who[..], &with].concat());
+        let begun = Instant::now();
+        while self.run_for("ceph", &["osd", "perf", "--format", "json"], 10).code != 0 {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{}", self.condition());
         }
     }
 
