@@ -515,9 +515,9 @@ impl Ceph {
             Auth::Aes | Auth::Mixed => ("cephx", "mon auth allow insecure key = true\n"),
             Auth::None => ("none", ""),
         };
-        // Memstore counts its bytes without a lock (MemStore.cc, `used_bytes`). Once it has lost some, and nearly all is
-        // removed, it has less than none: fuller than any OSD may be, which then answers no request that changes anything.
-        // So its groups are counted instead.
+        // Memstore counts its bytes without a lock (MemStore.cc, `used_bytes`). Once it has lost some, and nearly all
+        // is removed, it has less than none: fuller than any OSD may be, which then answers no request that changes
+        // anything. So its groups are counted instead.
         let (store, statfs) = match store {
             Store::Memstore => ("memstore", "fake statfs for testing = 4294967296\n"),
             Store::Bluestore => ("bluestore", ""),
