@@ -111,6 +111,33 @@ fn the_map_agrees_with_rbd_diff(ceph: &Ceph) {
 }
 
 /// An object that comes, goes, comes again and is cut: what has changed between any two of its versions.
+/// Of an object that is shorter than where it is cut, both leave the same.
+#[test]
+fn what_is_cut_is_as_long_as_librbd_leaves_it() {
+    on_each_release(|ceph| {
+        for (at, size) in [5_333_504, 8 << 20].into_iter().enumerate() {
+            let file = ceph.dir().join("short");
+            let mut content = vec![0; size];
+            content[4 << 20..][..512].fill(b'x');
+            std::fs::write(&file, content).unwrap();
+            let cut = |image: &str, resize: &dyn Fn(&[&str]) -> String| {
+                let image = format!("{image}-{at}");
+                let import = ["import", "--no-progress", "--image-feature", "layering"];
+                ceph.rbd(&[&import[..], &[file.to_str().unwrap(), &image]].concat());
+                resize(&["resize", "--no-progress", "--allow-shrink", "--size", "5M", &image]);
+                let info = ceph.run("rbd", &["info", "--format", "json", &image]).json();
+                let prefix = info["block_name_prefix"].as_str().unwrap().to_owned();
+                let stat =
+                    ceph.rados(&["-p", "rbd", "stat", &format!("{prefix}.0000000000000001")]);
+                ceph.rbd(&["rm", "--no-progress", &image]);
+                stat.trim().rsplit(' ').next().unwrap().to_owned()
+            };
+            let ours = cut("cut-by-us", &|args| ceph.ours(args).ok());
+            assert_eq!(ours, cut("cut-by-librbd", &|args| ceph.rbd(args)), "of {size} bytes");
+        }
+    });
+}
+
 #[test]
 fn what_has_changed_is_told_as_rbd_tells_it() {
     on_each_release(|ceph| {

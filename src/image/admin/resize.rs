@@ -138,10 +138,13 @@ async fn trim(
     let mut names = DataNames::new(&header.object_prefix);
     let there = |object: &u64| map.is_none_or(|map| !map.is_absent(*object));
     let changes = (begin..end).filter(there).filter_map(|object| {
-        let op = match layout.object_len(object, size) {
+        let (len, was) = (layout.object_len(object, size), layout.object_len(object, header.size));
+        let op = match len {
             0 => Op::Delete,
-            len if len < layout.object_len(object, header.size) => Op::Truncate { size: len },
-            _ => return None,
+            len if len >= was => return None,
+            len if was == layout.object_size() => Op::Truncate { size: len },
+            // To cut an object that is shorter makes it longer; to zero it to its end cuts it, or does nothing.
+            len => Op::Zero { offset: len, length: was - len },
         };
         Some((String::from_utf8_lossy(names.of(object)).into_owned(), op))
     });
