@@ -67,7 +67,8 @@ fn main() {
     let features = "layering,exclusive-lock,object-map,fast-diff";
     let import = ["import", "--no-progress", "--image-feature", features];
     ceph.rbd(&[&import[..], &[file.to_str().unwrap(), "perf"]].concat());
-    let guest = Guest::boot_on(Machine { debian: true, counted: true }, &ceph);
+    let guest =
+        Guest::boot_on(Machine { debian: true, counted: true, ..Machine::default() }, &ceph);
     let contenders = contenders(&ceph);
     guest.ok("modprobe nbd; modprobe rbd");
     let mut results: Vec<_> = contenders.iter().map(|_| Results::default()).collect();

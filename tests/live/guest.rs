@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Ceph, Guest, Options, run};
+use crate::support::{Ceph, Guest, Machine, Options, run};
 use crate::{full, sha256};
 
 /// Ends what is left of the story before.
@@ -24,6 +24,7 @@ type Story = fn(&Ceph, &Guest);
 
 /// What is tried in the guest, one after the other: one boot is enough for all of it. `CEPH_NATIVE_STORY` names one.
 const STORIES: &[(&str, When, Story)] = &[
+    ("what a device and its process are like", When::Always, described),
     ("a file system whose bytes all clients see", When::Always, file_system),
     ("devices are left and taken over", When::Always, left_and_taken_over),
     ("processes die and devices live", When::Always, killed),
@@ -39,22 +40,44 @@ const STORIES: &[(&str, When, Story)] = &[
     ("programs go on while processes die", When::Full, programs),
 ];
 
+/// The same with Debian 12's own kernel, 6.1.
+const OLDER: &[(&str, When, Story)] = &[
+    ("ioctls where netlink is not seen", When::Full, not_seen),
+    ("what a device and its process are like", When::Full, described),
+    ("devices are left and taken over", When::Full, left_and_taken_over),
+    ("processes die and devices live", When::Full, killed),
+    ("a device is as large as its image", When::Full, resized),
+    ("a frozen cluster goes on or is left", When::Full, frozen),
+];
+
 /// One test, and not one for each story: those that wait for the guest would keep others from running meanwhile.
 #[test]
 fn block_devices_of_the_kernel() {
-    if !cfg!(target_arch = "x86_64") {
-        // Debian's kernel and QEMU's machine are those of a PC.
+    tell(STORIES, Machine::default());
+}
+
+#[test]
+fn block_devices_of_an_older_kernel() {
+    tell(OLDER, Machine { old: true, ..Machine::default() });
+}
+
+fn tell(stories: &[(&str, When, Story)], machine: Machine) {
+    let named = std::env::var("CEPH_NATIVE_STORY").ok();
+    let is_named = |name: &str| named.as_ref().is_some_and(|named| name.contains(named.as_str()));
+    let known = STORIES.iter().chain(OLDER).any(|(name, ..)| is_named(name));
+    assert!(named.is_none() || known, "no story is called {named:?}");
+    let chosen = |(name, when, _): &&(&str, When, Story)| match &named {
+        Some(_) => is_named(name),
+        None => *when == When::Always || full(),
+    };
+    let chosen: Vec<_> = stories.iter().filter(chosen).collect();
+    // Debian's kernel and QEMU's machine are those of a PC.
+    if chosen.is_empty() || !cfg!(target_arch = "x86_64") {
         return;
     }
-    let named = std::env::var("CEPH_NATIVE_STORY").ok();
-    let chosen = |name: &str, when| match &named {
-        Some(named) => name.contains(named.as_str()),
-        None => when == When::Always || full(),
-    };
     let ceph = Ceph::start(Options::default());
-    let guest = Guest::boot(&ceph);
-    let mut told = 0;
-    for (name, _, story) in STORIES.iter().filter(|(name, when, _)| chosen(name, *when)) {
+    let guest = Guest::boot_on(machine, &ceph);
+    for (name, _, story) in chosen {
         let (begun, before) = (Instant::now(), guest.console().len());
         guest.run(CLEAR);
         println!("guest: {name}");
@@ -64,9 +87,186 @@ fn block_devices_of_the_kernel() {
             assert!(!warned.contains(word), "{warned}");
         }
         println!("guest: {name}: {:.1} s", begun.elapsed().as_secs_f64());
-        told += 1;
     }
-    assert!(told > 0, "no story is called {named:?}");
+}
+
+/// What the kernel is told, what the process protects itself with, and options of which there is no other story.
+fn described(ceph: &Ceph, guest: &Guest) {
+    let features = "layering,exclusive-lock";
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", features, "plain"]);
+    ceph.rbd(&["snap", "create", "--no-progress", "plain@snap"]);
+    // As `rbd-nbd`, with its options. The device is named, blocks are those of LUKS.
+    let device = guest.ok("rbd-nbd --device /dev/nbd5 map plain --block-size 4096 --exclusive \
+             --try-netlink --nbds_max 16 --max_part 15 --timeout 0 --cookie here
+         cd /sys/block/nbd5/queue
+         echo $(cat logical_block_size physical_block_size discard_granularity rotational)");
+    assert_eq!(device, "/dev/nbd5\n4096 4096 4096 0\n");
+    let process = guest.ok("PID=$(cat /sys/block/nbd5/pid); cat /proc/$PID/oom_score_adj
+         # PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets.
+         echo $(($(sed 's/.*) //' /proc/$PID/stat | cut -d' ' -f7) & 0x180000))
+         awk '/^Vm(Lck|RSS)/ { print $2 }' /proc/$PID/status");
+    let process: Vec<u64> = process
+        .lines()
+        .map(|line| line.parse::<i64>().unwrap_or_else(|_| panic!("{process}")).unsigned_abs())
+        .collect();
+    let [score, flusher, locked, resident] = process[..] else { panic!("{process:?}") };
+    assert_eq!((score, flusher), (1000, 0x18_0000));
+    assert!(locked > resident / 2, "{locked} KiB are locked, {resident} are in memory");
+    // Whose lock it is, nobody else gets; a snapshot is by number what it is by name.
+    let other = guest.run("rbd-nbd-rs map plain --exclusive");
+    assert_ne!(other.code, 0, "{other}");
+    let id = ceph.run("rbd", &["snap", "ls", "--format", "json", "plain"]).json()[0]["id"].clone();
+    let listed = guest.ok(&format!(
+        "DEV=$(rbd-nbd map plain --snap-id {id} --cookie snap)
+         rbd-nbd list-mapped | awk -v device=$DEV '$6 == device || $5 == device'
+         blockdev --getro $DEV; rbd-nbd unmap plain --snap-id {id}"
+    ));
+    assert!(listed.contains(&format!("@{id}")) && listed.ends_with("\n1\n"), "{listed}");
+    // A device is ended only when nobody has it open, and it is said who has. All failures are 1 by that name.
+    let open = guest.run("exec 3< /dev/nbd5; rbd-nbd unmap /dev/nbd5");
+    assert!(open.code == 1 && open.to_string().contains("open in process"), "{open}");
+    guest.ok("rbd-nbd unmap plain --cookie here; [ -z \"$(rbd-nbd list-mapped)\" ]");
+
+    // Who reads a device at once, as udev does, is served while it is still being made.
+    guest.ok("(while [ ! -e /tmp/made ]; do dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct; done \
+             > /dev/null 2>&1 &)
+         for i in $(seq 5); do timeout 20 rbd-nbd-rs map plain; rbd-nbd-rs unmap plain --force; done; : > /tmp/made");
+
+    // A request may take so long, and no longer; and a device waits so long, and no longer.
+    let osd = ceph.pid("osd.0").to_string();
+    guest.ok("rbd-nbd-rs map plain --io-timeout 2");
+    run("kill", &["-STOP", &osd]).ok();
+    let read = "timeout 60 dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null";
+    let late = guest.run(read);
+    run("kill", &["-CONT", &osd]).ok();
+    assert_eq!(late.code, 1, "{late}");
+    guest.ok(&format!(
+        "for i in $(seq 100); do {read} && break; sleep 0.2; done; {read}
+         rbd-nbd-rs unmap plain"
+    ));
+    guest.ok("rbd-nbd-rs map plain --reattach-timeout 3
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/plain/ { print $1 }')");
+    let alone = guest.run(read);
+    assert_eq!(alone.code, 1, "{alone}");
+    guest.ok(
+        "rbd-nbd-rs unmap plain; [ -z \"$(rbd-nbd-rs list-mapped --all)$(ls /run/rbd-nbd-rs)\" ]",
+    );
+}
+
+/// As a host that boots: systemd itself, as the first process of a container with Debian in it. What the table names is
+/// mapped and mounted, is served again when its process died, and is unmounted and unmapped at the end.
+#[test]
+fn systemd_maps_at_boot_and_serves_again() {
+    if !full() || !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let ceph = Ceph::start(Options::default());
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "boots"]);
+    let guest = Guest::boot_on(Machine { debian: true, ..Machine::default() }, &ceph);
+    let deploy = |name: &str| {
+        let path = format!("{}/deploy/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    };
+    for (name, to) in [
+        ("rbdmap-rs.service", "lib/systemd/system/rbdmap-rs.service"),
+        ("rbd-nbd-rs-attach.service", "lib/systemd/system/rbd-nbd-rs-attach.service"),
+        ("rbdmap", "usr/lib/ceph-native/rbdmap"),
+    ] {
+        let to = format!("/debian/{to}");
+        guest.ok(&format!(
+            "mkdir -p $(dirname {to}); cat > {to} <<'END OF FILE'\n{}END OF FILE\nchmod +x {to}",
+            deploy(name)
+        ));
+    }
+    // The kernel's nodes are there without udev; the rest of a host is not needed.
+    guest.ok("modprobe nbd; cp /brought/rbd-nbd-rs /debian/usr/bin/
+         mkfs.ext4 -q $(rbd-nbd-rs map boots); rbd-nbd-rs unmap boots
+         mkdir -p /debian/srv/data; echo rbd/boots > /debian/etc/ceph/rbdmap-rs
+         echo '/dev/rbd-rs/rbd/boots /srv/data ext4 noauto,_netdev 0 0' > /debian/etc/fstab
+         mount -t cgroup2 cgroup2 /sys/fs/cgroup; umount /debian/sys; mount --rbind /sys /debian/sys
+         mount -t tmpfs tmpfs /debian/run; cd /debian/etc/systemd/system
+         ln -sf /lib/systemd/system/multi-user.target default.target
+         for unit in systemd-logind.service console-getty.service getty.target systemd-networkd.service; do
+             ln -sf /dev/null $unit
+         done
+         mkdir -p remote-fs.target.wants multi-user.target.wants
+         ln -sf /lib/systemd/system/rbdmap-rs.service remote-fs.target.wants/
+         ln -sf /lib/systemd/system/rbd-nbd-rs-attach.service multi-user.target.wants/
+         cat > /tmp/boot <<'END'
+mount -t proc proc /debian/proc
+exec chroot /debian /usr/bin/env container=test /lib/systemd/systemd --system --log-target=console --show-status=no
+END
+         setsid unshare -p -f -m bash /tmp/boot > /dev/null 2>&1 < /dev/null &
+         cat > /tmp/in <<'END'
+export SYSTEMD_IGNORE_CHROOT=1 SYSTEMD_PAGER=
+exec nsenter -t $(pidof systemd | tr ' ' '\n' | sort -n | head -n 1) -m -p chroot /debian \"$@\"
+END
+         for i in $(seq 120); do bash /tmp/in systemctl is-active multi-user.target && break; sleep 1; done");
+    let booted = guest.run(
+        "bash /tmp/in systemctl is-active rbdmap-rs srv-data.mount rbd-nbd-rs-attach
+         bash /tmp/in findmnt -n -o SOURCE,FSTYPE /srv/data; echo there > /debian/there
+         bash /tmp/in cp /there /srv/data/; bash /tmp/in sync",
+    );
+    let wanted = "active\nactive\nactive\n/dev/nbd0 ext4\n";
+    assert_eq!((booted.code, &*booted.out), (0, wanted.as_bytes()), "{booted}");
+    let again = guest.ok("WAS=$(pidof rbd-nbd); kill -9 $WAS
+         for i in $(seq 200); do
+             IS=$(pidof rbd-nbd || true); [ -n \"$IS\" ] && [ \"$IS\" != $WAS ] && break; sleep 0.2
+         done
+         echo 3 > /proc/sys/vm/drop_caches; bash /tmp/in cat /srv/data/there
+         # Nor does systemd take what it serves by for its own.
+         bash /tmp/in systemctl restart rbd-nbd-rs-attach; sleep 6; [ \"$(pidof rbd-nbd)\" = \"$IS\" ]");
+    assert_eq!(again, "there\n");
+    let ended = guest.ok("bash /tmp/in systemctl stop rbdmap-rs
+         bash /tmp/in findmnt /srv/data || echo unmounted; pidof rbd-nbd || echo unmapped
+         [ ! -e /sys/block/nbd0/pid ]; ls -A /dev/rbd-rs/rbd");
+    assert_eq!(ended, "unmounted\nunmapped\n");
+    assert_eq!(ceph.rbd(&["status", "boots"]), "Watchers: none\n");
+}
+
+/// A network of its own for what is started by `/tmp/in`, which reaches the cluster as well.
+fn network_of_its_own(guest: &Guest) {
+    guest.ok("modprobe macvlan; unshare -n sleep infinity > /dev/null 2>&1 & echo $! > /tmp/pid
+         PID=$(cat /tmp/pid)
+         for i in $(seq 300); do
+             [ $(readlink /proc/$PID/ns/net) = $(readlink /proc/self/ns/net) ] || break; sleep 0.1
+         done
+         [ $(readlink /proc/$PID/ns/net) != $(readlink /proc/self/ns/net) ]
+         ip link add link eth0 name mv0 type macvlan; ip link set mv0 netns $PID
+         echo \"nsenter -t $PID -n \\\"\\$@\\\"\" > /tmp/in; chmod +x /tmp/in
+         cat > /tmp/net <<'END'
+for conf in all mv0 lo; do echo 1 > /proc/sys/net/ipv4/conf/$conf/route_localnet; done
+ip link set lo up; ip addr del 127.0.0.1/8 dev lo; ip addr add 127.0.0.1/32 dev lo
+ip route del local 127.0.0.0/8 dev lo table local 2> /dev/null
+ip addr add 10.0.2.16/24 dev mv0; ip link set mv0 up
+ip route add 127.91.0.0/16 via 10.0.2.2 dev mv0 src 10.0.2.16
+END
+         bash /tmp/in bash /tmp/net");
+}
+
+/// As in a container before Linux 6.3: the module is there, its netlink is not, and nobody has to say so.
+fn not_seen(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "unseen"]);
+    network_of_its_own(guest);
+    let chosen = "grep -o '\"device_type\": \"[a-z]*\"' /run/rbd-nbd-rs/*/mapping.json";
+    for asked in ["", "--device-type nbd", "--device /dev/nbd0"] {
+        let told = guest.ok(&format!(
+            "bash /tmp/in rbd-nbd-rs map unseen {asked}; {chosen}
+             dd if=/dev/urandom of=/tmp/data bs=64k count=16 2> /dev/null
+             dd if=/tmp/data of=/dev/nbd0 bs=64k oflag=direct 2> /dev/null
+             dd if=/dev/nbd0 bs=64k count=16 iflag=direct 2> /dev/null | cmp - /tmp/data
+             bash /tmp/in rbd-nbd-rs unmap unseen 2> /dev/null; rbd-nbd-rs list-mapped --all"
+        ));
+        assert_eq!(told, "/dev/nbd0\n\"device_type\": \"ioctl\"\n", "{asked}");
+    }
+    // Where the host began, it is netlink; what was made by that is ended from elsewhere, too.
+    let told = guest.ok(&format!(
+        "rbd-nbd-rs map unseen --cookie c; {chosen}
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/unseen/ {{ print $1 }}'); sleep 1
+         bash /tmp/in rbd-nbd-rs unmap unseen; rbd-nbd-rs list-mapped --all; ls /run/rbd-nbd-rs
+         kill $(cat /tmp/pid)"
+    ));
+    assert_eq!(told, "/dev/nbd0\n\"device_type\": \"nbd\"\n");
 }
 
 fn file_system(ceph: &Ceph, guest: &Guest) {
@@ -143,8 +343,7 @@ fn file_system(ceph: &Ceph, guest: &Guest) {
     assert_eq!(ran.code, 0, "{ran}");
 }
 
-/// The host's kernel cannot hold packets back; the guest's can.
-/// As in a container, where before Linux 6.3 the kernel's NBD client has no netlink.
+/// What a device by ioctl does and does not. That it is chosen by itself is [`not_seen`].
 fn by_ioctl(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", "elsewhere"]);
     // It loads what it needs, and says what is missing.
@@ -154,22 +353,7 @@ fn by_ioctl(ceph: &Ceph, guest: &Guest) {
     let none = guest.run(&format!("set -e; {unload}; modprobe nbd nbds_max=0; {map}"));
     guest.ok(&format!("{unload}; modprobe nbd"));
     assert!(none.code != 0 && none.to_string().contains("has no /dev/nbdN"), "{none}");
-    guest.ok("modprobe macvlan; unshare -n sleep infinity > /dev/null 2>&1 & echo $! > /tmp/pid
-         PID=$(cat /tmp/pid)
-         for i in $(seq 300); do
-             [ $(readlink /proc/$PID/ns/net) = $(readlink /proc/self/ns/net) ] || break; sleep 0.1
-         done
-         [ $(readlink /proc/$PID/ns/net) != $(readlink /proc/self/ns/net) ]
-         ip link add link eth0 name mv0 type macvlan; ip link set mv0 netns $PID
-         echo \"nsenter -t $PID -n \\\"\\$@\\\"\" > /tmp/in; chmod +x /tmp/in
-         cat > /tmp/net <<'END'
-for conf in all mv0 lo; do echo 1 > /proc/sys/net/ipv4/conf/$conf/route_localnet; done
-ip link set lo up; ip addr del 127.0.0.1/8 dev lo; ip addr add 127.0.0.1/32 dev lo
-ip route del local 127.0.0.0/8 dev lo table local 2> /dev/null
-ip addr add 10.0.2.16/24 dev mv0; ip link set mv0 up
-ip route add 127.91.0.0/16 via 10.0.2.2 dev mv0 src 10.0.2.16
-END
-         bash /tmp/in bash /tmp/net");
+    network_of_its_own(guest);
     // This kernel has it there, too.
     let netlink = guest.ok("bash /tmp/in rbd-nbd-rs map elsewhere --cookie n
          cat /sys/block/nbd0/backend; bash /tmp/in rbd-nbd-rs unmap elsewhere 2> /dev/null");
@@ -255,6 +439,7 @@ END
     assert_eq!(other, "/dev/nbd0\n/dev/nbd0\n1\nis\n/dev/nbd1\nends\n");
 }
 
+/// The host's kernel cannot hold packets back; the guest's can.
 fn far_away(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "16M", "--image-feature", "layering", "far"]);
     let size = if full() { 8 } else { 1 };

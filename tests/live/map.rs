@@ -2,7 +2,7 @@
 //! takes the kernel's NBD client is tested in a guest (`tests/guest`).
 
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -166,10 +166,9 @@ fn a_mapping_tells_how_it_is() {
     create(ceph, "rbd/told", "32M");
     let socket = ceph.dir().join("told.asok");
     let socket = socket.to_str().unwrap();
-    // Free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let metrics = port.to_string();
-    let mapped = Mapped::new(ceph, "rbd/told", &["--admin-socket", socket, "--metrics", &metrics]);
+    let options = ["--admin-socket", socket, "--metrics", "127.0.0.1:0"];
+    let mapped = Mapped::new(ceph, "rbd/told", &options);
+    let metrics = listens(mapped.pid());
     assert!(mapped.device.starts_with("/dev/loop") && !mapped.device.contains('\n'));
     let dd = [&format!("of={}", mapped.device), "if=/dev/zero", "bs=4k", "count=3", "oflag=direct"];
     run("dd", &dd.map(AsRef::as_ref)).ok();
@@ -184,6 +183,114 @@ fn a_mapping_tells_how_it_is() {
     let said = again.refused();
     assert!(said.contains(&metrics), "{said}");
     assert_eq!(mapped.run(&["list-mapped"]).ok().lines().count(), 2);
+}
+
+/// The only address that a process listens on for TCP.
+#[track_caller]
+fn listens(pid: u32) -> String {
+    let inodes: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|file| {
+            file.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)
+        })
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let mut ports = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_its = fields[3] == "0A" && inodes.iter().any(|inode| inode == fields[9]);
+        is_its.then(|| u16::from_str_radix(fields[1].split_once(':').unwrap().1, 16).unwrap())
+    });
+    let port = ports.next().expect("a port");
+    assert_eq!(ports.next(), None);
+    format!("127.0.0.1:{port}")
+}
+
+/// What makes the device is what this kernel has. `modprobe` is ours here: what it would load is no matter.
+#[test]
+fn a_kernel_without_nbd_has_fuse_and_is_said_to_have_none() {
+    if Path::new("/sys/module/nbd").exists() {
+        // Then there is nothing to be seen of that: tests/live/guest.rs has the rest.
+        return;
+    }
+    let ceph = one_osd();
+    create(ceph, "rbd/chosen", "8M");
+    let programs = ceph.dir().join("modprobe");
+    fs::create_dir_all(&programs).unwrap();
+    let (modprobe, asked) = (programs.join("modprobe"), programs.join("asked"));
+    fs::write(&modprobe, format!("#!/bin/sh\necho \"$@\" >> {}; exit 1\n", asked.display()))
+        .unwrap();
+    fs::set_permissions(&modprobe, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = PathBuf::from(format!("{}:{}", programs.display(), std::env::var("PATH").unwrap()));
+    let state = programs.join("state");
+    let conf = ceph.conf();
+    let map = |options: &[&str]| {
+        let args = [&["map", "rbd/chosen", "-c", conf.to_str().unwrap()], options].concat();
+        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &state), ("PATH", &path)], 60)
+    };
+    for asks_for_nbd in
+        [&["--device-type", "nbd"][..], &["--device-type", "ioctl"], &["--device", "/dev/nbd3"]]
+    {
+        let ran = map(asks_for_nbd);
+        assert_eq!((ran.code, ran.out.len()), (95, 0), "{ran}");
+        for said in ["this kernel has no nbd", "`modprobe nbd`", "--device-type fuse"] {
+            assert!(ran.err.contains(said), "{ran}");
+        }
+    }
+    assert_eq!(fs::read_to_string(&asked).unwrap(), "nbd\n".repeat(3));
+    let device = map(&[]).ok();
+    let unmapped =
+        run_in(&program(), &["unmap", "rbd/chosen"], &[("RBD_NBD_RS_STATE", &state)], 60);
+    assert!(device.starts_with("/dev/loop"), "{device}");
+    unmapped.ok();
+    assert_eq!(fs::read_to_string(&asked).unwrap(), "nbd\n".repeat(4));
+}
+
+/// Neither another user's process nor root without the capability: both are told.
+#[test]
+fn whoever_may_not_make_devices_is_told_so() {
+    let ceph = one_osd();
+    create(ceph, "rbd/may-not", "8M");
+    let mapped = Mapped::new(ceph, "rbd/may-not", &["--read-only"]);
+    let conf = ceph.conf();
+    let (program, conf) = (program(), conf.to_str().unwrap());
+    let map = ["map", "rbd/may-not", "--device-type", "fuse", "-c", conf];
+    // In a user namespace of its own nobody is root, but may read what root may.
+    let another = [&["--user", &program], &map[..]].concat();
+    let without = ["--drop=cap_sys_admin", "--", "-c", "exec \"$@\"", "sh", &program];
+    let without = [&without[..], &map].concat();
+    for (how, args) in [("unshare", another), ("capsh", without)] {
+        let ran = run_in(how, &args, &[("RBD_NBD_RS_STATE", &mapped.state)], 60);
+        assert_eq!((ran.code, ran.out.len()), (1, 0), "{ran}");
+        assert!(ran.err.contains("CAP_SYS_ADMIN") && ran.err.contains("as root"), "{ran}");
+    }
+    // Nor are others told that nothing is mapped, who may not see what is.
+    let mode = fs::metadata(&mapped.state).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    chown(&mapped.state, Some(1), None).unwrap();
+    let asked = ["list-mapped", "unmap rbd/may-not"].map(|verb| {
+        let args = [&["--user", &program][..], &verb.split(' ').collect::<Vec<_>>()].concat();
+        run_in("unshare", &args, &[("RBD_NBD_RS_STATE", &mapped.state)], 60)
+    });
+    chown(&mapped.state, Some(0), None).unwrap();
+    for ran in asked {
+        assert_eq!(ran.code, 1, "{ran}");
+        assert!(ran.err.contains("root"), "{ran}");
+    }
+}
+
+#[test]
+fn a_device_that_is_open_is_not_ended() {
+    let ceph = one_osd();
+    create(ceph, "rbd/open", "8M");
+    let mapped = Mapped::new(ceph, "rbd/open", &[]);
+    let open = File::open(&mapped.device).unwrap();
+    let ran = mapped.run(&["unmap", "rbd/open"]);
+    assert_eq!(ran.code, 16, "{ran}");
+    let by = format!("open in process {} (", std::process::id());
+    assert!(ran.err.contains(&by), "{ran}");
+    drop(open);
+    mapped.run(&["unmap", "rbd/open"]).ok();
 }
 
 #[test]
@@ -425,9 +532,23 @@ fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
     let text = format!("# Images\n\nrbd/first {options}\nrbd/second --read-only {options}\n");
     fs::write(&table, text).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbdmap");
-    let env: [(&str, &Path); 3] =
-        [("RBD_NBD_RS", &program), ("RBD_NBD_RS_STATE", &state), ("RBD_NBD_RS_LINKS", &links)];
+    let (fstab, mount) = (ceph.dir().join("fstab"), ceph.dir().join("table-mount"));
+    fs::create_dir_all(&mount).unwrap();
+    let link = links.join("rbd/first");
+    fs::write(&fstab, format!("{} {} ext4 noauto,_netdev 0 0\n", link.display(), mount.display()))
+        .unwrap();
+    let env: [(&str, &Path); 4] = [
+        ("RBD_NBD_RS", &program),
+        ("RBD_NBD_RS_STATE", &state),
+        ("RBD_NBD_RS_LINKS", &links),
+        ("LIBMOUNT_FSTAB", &fstab),
+    ];
+    // There is no file system on it yet.
+    assert_eq!(run_in(script, &["map", table.to_str().unwrap()], &env, 120).code, 1);
+    run("mkfs.ext4", &["-q", link.to_str().unwrap()]).ok();
+    run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).ok();
     run_in(script, &["map", table.to_str().unwrap()], &env, 120).ok();
+    assert!(mount.join("lost+found").exists());
     let size = |name: &str| {
         let link = links.join("rbd").join(name);
         run("blockdev", &["--getsize64", link.to_str().unwrap()]).ok()
@@ -437,4 +558,5 @@ fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
     let list = run_in(program.to_str().unwrap(), &["list-mapped", "--all"], &env, 30);
     assert_eq!(list.ok(), "");
     assert_eq!(fs::read_dir(links.join("rbd")).unwrap().count(), 0);
+    assert!(!mount.join("lost+found").exists());
 }

@@ -1,6 +1,6 @@
-//! Reads are answered by replicas where that is asked for.
+//! Reads are answered by replicas where that is asked for: of a served image, and of a mapped one.
 
-use crate::support::{Ceph, Options};
+use crate::support::{Ceph, Options, program, run_in};
 use crate::{fio_report, releases, run};
 
 const OSDS: usize = 3;
@@ -39,12 +39,44 @@ fn reads_go_where_they_are_told_to() {
             assert!(nearest[near] > READS * 5 / 6, "{near}: {nearest:?}");
             assert!(nearest.iter().sum::<u64>() < READS + READS / 6, "{near}: {nearest:?}");
         }
+
+        let near = primary.iter().position(|reads| *reads < READS / 2).unwrap();
+        let location = format!("host=near{near}");
+        let policy = ["--rbd-read-from-replica-policy", "localize", "--crush-location", &location];
+        let nearest = answered_to_a_device(&ceph, &policy);
+        assert!(nearest[near] > READS * 5 / 6, "{near}: {nearest:?}");
     }
 }
 
 /// How many reads each OSD answers while a server with these options is asked for many.
 #[track_caller]
 fn answered(ceph: &Ceph, options: &[&str]) -> [u64; OSDS] {
+    let serve = ceph.serve(&[&["one/image"], options].concat());
+    let uri = format!("--uri={}", serve.uri("one/image"));
+    read_much(ceph, &["--ioengine=nbd", &uri])
+}
+
+/// The same of a block device.
+#[track_caller]
+fn answered_to_a_device(ceph: &Ceph, options: &[&str]) -> [u64; OSDS] {
+    let (state, conf) = (ceph.dir().join("state"), ceph.conf());
+    let run_ours = |args: &[&str]| {
+        let args = [args, &["-c", conf.to_str().unwrap()]].concat();
+        run_in(&program(), &args, &[("RBD_NBD_RS_STATE", &state)], 120)
+    };
+    let map = ["map", "one/image", "--read-only", "--device-type", "fuse"];
+    let device = run_ours(&[&map[..], options].concat()).ok();
+    let pid = run_ours(&["list-mapped", "--format", "json"]).json()[0]["id"].as_u64().unwrap();
+    ceph.reap(pid as u32);
+    let file = format!("--filename={}", device.trim());
+    let counts = read_much(ceph, &["--ioengine=libaio", "--direct=1", &file]);
+    run_ours(&["unmap", "one/image"]).ok();
+    counts
+}
+
+/// How many reads each OSD answers while fio reads.
+#[track_caller]
+fn read_much(ceph: &Ceph, from: &[&str]) -> [u64; OSDS] {
     let served = || {
         std::array::from_fn(|osd: usize| {
             let name = format!("osd.{osd}");
@@ -52,12 +84,11 @@ fn answered(ceph: &Ceph, options: &[&str]) -> [u64; OSDS] {
             counters["osd"]["op_r"].as_u64().unwrap()
         })
     };
-    let serve = ceph.serve(&[&["one/image"], options].concat());
     let before: [u64; OSDS] = served();
-    let (uri, reads) = (format!("--uri={}", serve.uri("one/image")), READS.to_string());
-    let load = ["--name=r", "--ioengine=nbd", &uri, "--rw=randread", "--bs=4k", "--iodepth=4"];
-    let rest = ["--size=4M", "--number_ios", &reads, "--output-format=json"];
-    let report = fio_report(&run("fio", &[&load[..], &rest].concat()).ok());
+    let reads = READS.to_string();
+    let load = ["--name=r", "--rw=randread", "--bs=4k", "--iodepth=4", "--size=4M"];
+    let rest = ["--number_ios", &reads, "--output-format=json"];
+    let report = fio_report(&run("fio", &[from, &load, &rest].concat()).ok());
     assert_eq!(report["jobs"][0]["read"]["total_ios"], READS);
     let after = served();
     std::array::from_fn(|osd| after[osd] - before[osd])

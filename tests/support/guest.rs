@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     /// cluster is a network card that cuts and checks segments itself, as real ones do: QEMU's user network doesn't,
     /// and that was a third of what sending took.
     pub(crate) counted: bool,
+    /// The kernel of this Debian (12: Linux 6.1) in place of the one from backports.
+    pub(crate) old: bool,
 }
 
 /// A running guest that reaches a cluster. It ends, as if its power was cut, when this is dropped.
@@ -83,7 +85,7 @@ impl Guest {
             .args(["-serial", &serial, "-device", "virtio-rng-pci"])
             .args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="])
             .arg("-kernel")
-            .arg(built.join("vmlinuz"))
+            .arg(built.join(if machine.old { "vmlinuz-old" } else { "vmlinuz" }))
             .arg("-initrd")
             .arg(&initrd)
             .args([

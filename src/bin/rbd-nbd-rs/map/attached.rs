@@ -104,7 +104,7 @@ impl Attached {
     /// Makes a device.
     pub(crate) async fn new(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
         match wanted.device_type {
-            DeviceType::Nbd => Nbd::connect(wanted, image).map(Self::Nbd),
+            DeviceType::Nbd => Nbd::connect(wanted, image).await.map(Self::Nbd),
             DeviceType::Ioctl => NbdByIoctl::connect(wanted, image).await.map(Self::Ioctl),
             DeviceType::Fuse => Fuse::attach(wanted, image).await.map(Self::Fuse),
         }
@@ -159,7 +159,7 @@ impl Attached {
     /// Ends the device. What is in flight fails.
     pub(crate) async fn end(self) -> Result<()> {
         match self {
-            Self::Nbd(nbd) => nbd.disconnect(),
+            Self::Nbd(nbd) => nbd.disconnect().await,
             Self::Ioctl(nbd) => nbd.disconnect().await,
             Self::Fuse(fuse) => fuse.detach().await,
         }
@@ -208,7 +208,7 @@ impl std::fmt::Debug for Nbd {
 }
 
 impl Nbd {
-    fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
+    async fn connect(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
         let mut netlink = netlink()?;
         let geometry = image.geometry();
         let server = server(wanted, image)?;
@@ -221,7 +221,7 @@ impl Nbd {
             let _ = netlink.disconnect(index);
             failed(format!("/dev/nbd{index}"), error)
         })?;
-        sysfs::tune(&path, LONGEST_REQUEST);
+        tune(&path).await;
         let (cookie, connections) = (wanted.cookie.clone(), wanted.connections);
         Ok(Self { path, index, cookie, connections, server })
     }
@@ -294,12 +294,15 @@ impl Nbd {
 
     async fn resize(&self, size: u64) -> Result<()> {
         let what = || format!("{} cannot be resized", self.path.display());
-        netlink()?.resize(self.index, &self.cookie, size).map_err(|error| failed(what(), error))?;
-        // It reads the partition table, which we serve.
-        let path = self.path.clone();
-        blocking(move || sysfs::reread_partitions(&path))
-            .await
-            .map_err(|error| failed(what(), error))
+        let mut netlink = netlink()?;
+        let (path, index, cookie) = (self.path.clone(), self.index, self.cookie.clone());
+        // It waits for what is in flight, and reads the partition table: we serve both.
+        blocking(move || {
+            netlink.resize(index, &cookie, size)?;
+            sysfs::reread_partitions(&path)
+        })
+        .await
+        .map_err(|error| failed(what(), error))
     }
 
     async fn ended(&self) -> Result<()> {
@@ -314,9 +317,11 @@ impl Nbd {
         }
     }
 
-    fn disconnect(self) -> Result<()> {
-        netlink()?
-            .disconnect(self.index)
+    async fn disconnect(self) -> Result<()> {
+        let (mut netlink, index) = (netlink()?, self.index);
+        // It waits for whoever is sending us something.
+        blocking(move || netlink.disconnect(index))
+            .await
             .map_err(|error| failed(format!("{} cannot be ended", self.path.display()), error))
     }
 }
@@ -422,7 +427,7 @@ impl Fuse {
             }
         };
         let path = device.path();
-        sysfs::tune(&path, LONGEST_REQUEST);
+        tune(&path).await;
         let (device, file) = (Arc::new(device), Arc::new(file));
         Ok(Self { path, device, file, file_system, server })
     }
@@ -467,27 +472,38 @@ impl Fuse {
 /// Which ways there are on this host: the better one first.
 pub(crate) fn choose() -> Result<DeviceType> {
     if load_nbd() {
-        return Ok(nbd());
+        return nbd();
     }
     if fuse::is_available() && loop_device::is_available() {
         return Ok(DeviceType::Fuse);
     }
     Err(Error::new(Kind::Unsupported, "this kernel has neither nbd nor FUSE with loop devices")
-        .with_hint("`modprobe nbd` loads the module where the kernel comes with it"))
+        .with_hint("`modprobe nbd`, or `modprobe fuse` and `modprobe loop`, where the kernel comes with these"))
 }
 
 /// How the kernel's NBD client is spoken to.
-pub(crate) fn nbd() -> DeviceType {
-    let is_there = load_nbd();
-    match Netlink::open() {
+pub(crate) fn nbd() -> Result<DeviceType> {
+    insist_on_nbd()?;
+    Ok(match Netlink::open() {
         // Its netlink is of the host's network alone before Linux 6.3, which a container may not have.
-        Err(error) if is_there && error.kind() == io::ErrorKind::NotFound => DeviceType::Ioctl,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DeviceType::Ioctl,
         _ => DeviceType::Nbd,
+    })
+}
+
+/// Loads the kernel's NBD client if need be, or says that there is none.
+pub(crate) fn insist_on_nbd() -> Result<()> {
+    if load_nbd() {
+        return Ok(());
     }
+    Err(Error::new(Kind::Unsupported, "this kernel has no nbd, and `modprobe nbd` did not load it")
+        .with_hint(
+            "it is one of the kernel's modules (Ubuntu: linux-modules-extra); --device-type fuse does without",
+        ))
 }
 
 /// Whether the kernel's NBD client is there, loaded now if need be.
-pub(crate) fn load_nbd() -> bool {
+fn load_nbd() -> bool {
     if !sysfs::has_nbd() {
         // One after the other: of several that load it at once, one is told that it is done, and the others that it
         // could not be, before it is.
@@ -547,6 +563,18 @@ fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
         Ok(kernel)
     });
     pairs.collect::<io::Result<_>>().map_err(|error| failed("sockets for the kernel", error))
+}
+
+/// Sets up the device's queue. For some of that the kernel waits until nothing is in flight (`blk_mq_freeze_queue`),
+/// such as what udev reads of a device as soon as it is there: we serve that meanwhile.
+async fn tune(device: &Path) {
+    let device = device.to_owned();
+    let tuned = blocking(move || {
+        sysfs::tune(&device, LONGEST_REQUEST);
+        Ok(())
+    });
+    // What fails of it is said there.
+    let _ = tuned.await;
 }
 
 fn nbd_index(device: &Path) -> Result<u32> {

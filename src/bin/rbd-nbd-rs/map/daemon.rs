@@ -150,7 +150,7 @@ impl Daemon {
         cluster: &Cluster,
         image: &Image,
     ) -> Result<(Attached, Held)> {
-        let found = state::find(&self.wanted.cookie)
+        let found = state::find(&self.wanted.cookie)?
             .ok_or_else(|| unmap::not_mapped(&self.wanted.cookie))?;
         let (own, control) = (own_address(image).await, found.control());
         let client = own.clone();
@@ -181,7 +181,7 @@ impl Daemon {
     /// it died could otherwise be carried out after what is written from now on. `own` is our own address: it is in the
     /// state if the process before had handed over all it had, and only its answer was lost.
     async fn fence(&self, cluster: &Cluster, own: Option<&str>) -> Result<()> {
-        let before = state::find(&self.wanted.cookie).filter(|_| self.from != From::Nothing);
+        let before = state::find(&self.wanted.cookie)?.filter(|_| self.from != From::Nothing);
         let client = before.and_then(|found| found.mapping.client);
         let Some(address) = client.filter(|client| own != Some(client)) else { return Ok(()) };
         let command =

@@ -34,7 +34,7 @@ impl Growing {
         let is_meant = |found: &Found| {
             found.alive && !found.mapping.read_only && unmap::is_of(&found.mapping, spec)
         };
-        let Some(found) = Found::all().into_iter().find(is_meant) else {
+        let Some(found) = Found::all()?.into_iter().find(is_meant) else {
             return refused(format!("{spec} is not mapped on this host"));
         };
         let device = found.mapping.device;

@@ -21,7 +21,7 @@ pub(crate) struct ListMapped {
 
 impl ListMapped {
     pub(super) fn run(self) -> Result<()> {
-        let mut all = Found::all();
+        let mut all = Found::all()?;
         all.retain(|found| found.alive || (self.all && is_there(&found.mapping)));
         let text = self.format.render("devices", || tree(&all), || plain(&all))?;
         // `rbd-nbd` ends JSON and XML without a line's end.

@@ -23,6 +23,7 @@ use ceph_native::config::{self, Config};
 use ceph_native::error::{Error, Kind, Result};
 use clap::Subcommand;
 use nbd::kernel::sysfs;
+use rustix::thread::CapabilitySet;
 
 use self::attached::Wanted;
 use self::daemon::{Daemon, From};
@@ -204,7 +205,7 @@ fn map_or_attach(options: Options, from: From, ceph: &config::Args) -> Result<()
         return Err(Error::new(Kind::Invalid, "a snapshot is named both by name and by number"));
     }
     spec.pool.get_or_insert_with(|| config.rbd.pool.clone());
-    insist_on_root()?;
+    insist_on_capability()?;
     match options.foreground || is_child() {
         true => serve(options, spec, from, config),
         false => start(&words(&spec), None, &BTreeMap::new())?.or_exit().and_then(|it| print(&it)),
@@ -345,7 +346,7 @@ fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()>
 
 /// Takes over every device that waits; fails if one could not be.
 fn attach_all() -> Result<()> {
-    let all = Found::all();
+    let all = Found::all()?;
     for_each(all.iter().filter(|found| is_waiting(found)), |found| attach_again(found, false))
 }
 
@@ -416,7 +417,7 @@ impl Attach {
                 let device = options.device.as_ref().is_none_or(|device| *device == mapping.device);
                 device && options.cookie.as_ref().is_none_or(|cookie| *cookie == mapping.cookie)
             };
-            let all = Found::all();
+            let all = Found::all()?;
             return match all.iter().filter(is_meant).collect::<Vec<_>>().as_slice() {
                 [found] if found.alive => {
                     let what = format!("{} is served already", found.mapping.device.display());
@@ -439,8 +440,8 @@ impl Attach {
 
 impl Upgrade {
     fn run(&self) -> Result<()> {
-        insist_on_root()?;
-        let all: Vec<_> = Found::all().into_iter().filter(|found| found.alive).collect();
+        insist_on_capability()?;
+        let all: Vec<_> = Found::all()?.into_iter().filter(|found| found.alive).collect();
         let mut meant = Vec::new();
         for target in &self.targets {
             let known = all.iter().find(|found| unmap::is_named(&found.mapping, target));
@@ -480,15 +481,15 @@ impl Options {
     fn wanted(&self, spec: &Spec) -> Result<Wanted> {
         let is_loop = |device: &PathBuf| device.starts_with("/dev") && is_called(device, "loop");
         let device_type = match (self.device_type, &self.device) {
-            (Some(DeviceType::Nbd), _) => attached::nbd(),
+            (Some(DeviceType::Nbd), _) => attached::nbd()?,
             (Some(DeviceType::Ioctl), _) => {
-                attached::load_nbd();
+                attached::insist_on_nbd()?;
                 DeviceType::Ioctl
             }
             (Some(DeviceType::Fuse), _) => DeviceType::Fuse,
             // A device that is named says what makes it.
             (None, Some(device)) if is_loop(device) => DeviceType::Fuse,
-            (None, Some(device)) if is_called(device, "nbd") => attached::nbd(),
+            (None, Some(device)) if is_called(device, "nbd") => attached::nbd()?,
             (None, _) => attached::choose()?,
         };
         Ok(Wanted {
@@ -509,10 +510,13 @@ fn is_called(device: &Path, kind: &str) -> bool {
     device.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(kind))
 }
 
-fn insist_on_root() -> Result<()> {
-    if rustix::process::geteuid().is_root() {
+/// A process of another user may have been given it, and root of a container may lack it.
+fn insist_on_capability() -> Result<()> {
+    let has_it = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    if has_it {
         return Ok(());
     }
-    let what = "block devices are made by root (CAP_SYS_ADMIN and CAP_NET_ADMIN)";
-    Err(Error::new(Kind::PermissionDenied, what))
+    Err(Error::new(Kind::PermissionDenied, "block devices take CAP_SYS_ADMIN")
+        .with_hint("run it as root, in a container with `--cap-add SYS_ADMIN`"))
 }

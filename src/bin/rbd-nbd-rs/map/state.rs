@@ -184,9 +184,18 @@ pub(crate) struct Found {
 
 impl Found {
     /// All that there are, in the order of their devices.
-    pub(crate) fn all() -> Vec<Self> {
+    ///
+    /// # Errors
+    /// Only root may know.
+    pub(crate) fn all() -> Result<Vec<Self>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(state()).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(state()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => {
+                entries.map_err(|error| failed("what is mapped is root's to know", error))?
+            }
+        };
+        for entry in entries.flatten() {
             let folder = entry.path();
             let Ok(text) = fs::read(folder.join("mapping.json")) else { continue };
             match serde_json::from_slice(&text) {
@@ -198,7 +207,7 @@ impl Found {
             let device = found.mapping.device.to_string_lossy().into_owned();
             (device.len(), device)
         });
-        found
+        Ok(found)
     }
 
     pub(crate) fn control(&self) -> PathBuf {
@@ -217,8 +226,8 @@ impl Found {
 }
 
 /// The mapping that has a cookie.
-pub(crate) fn find(cookie: &str) -> Option<Found> {
-    Found::all().into_iter().find(|found| found.mapping.cookie == cookie)
+pub(crate) fn find(cookie: &str) -> Result<Option<Found>> {
+    Ok(Found::all()?.into_iter().find(|found| found.mapping.cookie == cookie))
 }
 
 fn state() -> PathBuf {

@@ -231,7 +231,7 @@ impl Target {
                 && spec.as_ref().is_none_or(|spec| is_of(mapping, spec))
                 && self.snap_id.is_none_or(|id| mapping.snap_id == Some(id))
         };
-        let mut all = Found::all();
+        let mut all = Found::all()?;
         all.retain(|found| is_meant(&found.mapping));
         // Of several, one that is served, and that has the device: another may be about to end.
         all.sort_by_key(|found| (!found.alive, !is_there(&found.mapping)));
