@@ -89,7 +89,7 @@ fn the_stack_file_gives_each_task_a_volume() {
 #[test]
 fn systemd_understands_the_units() {
     let units = ["ceph-native.service", "ceph-native.socket"].map(|unit| format!("systemd/{unit}"));
-    let others = ["rbd-nbd-rs-attach.service", "rbd-nbd-rs-attach.timer", "rbdmap-rs.service"];
+    let others = ["rbd-nbd-rs-attach.service", "rbdmap-rs.service"];
     let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
     let others = others.map(str::to_owned);
     let paths = units.iter().chain(&others).map(|unit| format!("{deploy}/{unit}"));

@@ -39,14 +39,16 @@ fn one_command_makes_a_package_with_all_that_a_host_needs() {
             "/lib/systemd/system/ceph-native.service",
             "/lib/systemd/system/ceph-native.socket",
             "/lib/systemd/system/rbd-nbd-rs-attach.service",
-            "/lib/systemd/system/rbd-nbd-rs-attach.timer",
+            "/lib/systemd/system/rbdmap-rs.service",
             "/usr/bin/ceph-native",
             "/usr/bin/rbd-nbd-rs",
+            "/usr/lib/ceph-native/rbdmap",
             "/usr/share/doc/ceph-native/README.md",
         ]
     );
     for (name, mode, owner) in &files {
-        let wanted = if name.starts_with("/usr/bin") { "-rwxr-xr-x" } else { "-rw-r--r--" };
+        let is_program = name.starts_with("/usr/bin") || name.ends_with("/rbdmap");
+        let wanted = if is_program { "-rwxr-xr-x" } else { "-rw-r--r--" };
         assert_eq!((mode.as_str(), owner.as_str()), (wanted, "root/root"), "{name}");
     }
     let about = run("dpkg-deb", &["--info", &package]).ok();
