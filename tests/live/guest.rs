@@ -93,10 +93,11 @@ fn tell(stories: &[(&str, When, Story)], machine: Machine) {
 /// What the kernel is told, what the process protects itself with, and options of which there is no other story.
 fn described(ceph: &Ceph, guest: &Guest) {
     let features = "layering,exclusive-lock";
-    ceph.rbd(&["create", "--size", "64M", "--image-feature", features, "plain"]);
-    ceph.rbd(&["snap", "create", "--no-progress", "plain@snap"]);
+    ceph.rbd(&["create", "--size", "64M", "--image-feature", features, "described"]);
+    ceph.rbd(&["snap", "create", "--no-progress", "described@snap"]);
     // As `rbd-nbd`, with its options. The device is named, blocks are those of LUKS.
-    let device = guest.ok("rbd-nbd --device /dev/nbd5 map plain --block-size 4096 --exclusive \
+    let device =
+        guest.ok("rbd-nbd --device /dev/nbd5 map described --block-size 4096 --exclusive \
              --try-netlink --nbds_max 16 --max_part 15 --timeout 0 --cookie here
          cd /sys/block/nbd5/queue
          echo $(cat logical_block_size physical_block_size discard_granularity rotational)");
@@ -113,28 +114,31 @@ fn described(ceph: &Ceph, guest: &Guest) {
     assert_eq!((score, flusher), (1000, 0x18_0000));
     assert!(locked > resident / 2, "{locked} KiB are locked, {resident} are in memory");
     // Whose lock it is, nobody else gets; a snapshot is by number what it is by name.
-    let other = guest.run("rbd-nbd-rs map plain --exclusive");
+    let other = guest.run("rbd-nbd-rs map described --exclusive");
     assert_ne!(other.code, 0, "{other}");
-    let id = ceph.run("rbd", &["snap", "ls", "--format", "json", "plain"]).json()[0]["id"].clone();
+    let id =
+        ceph.run("rbd", &["snap", "ls", "--format", "json", "described"]).json()[0]["id"].clone();
     let listed = guest.ok(&format!(
-        "DEV=$(rbd-nbd map plain --snap-id {id} --cookie snap)
+        "DEV=$(rbd-nbd map described --snap-id {id} --cookie snap)
          rbd-nbd list-mapped | awk -v device=$DEV '$6 == device || $5 == device'
-         blockdev --getro $DEV; rbd-nbd unmap plain --snap-id {id}"
+         blockdev --getro $DEV; rbd-nbd unmap described --snap-id {id}"
     ));
     assert!(listed.contains(&format!("@{id}")) && listed.ends_with("\n1\n"), "{listed}");
     // A device is ended only when nobody has it open, and it is said who has. All failures are 1 by that name.
     let open = guest.run("exec 3< /dev/nbd5; rbd-nbd unmap /dev/nbd5");
     assert!(open.code == 1 && open.to_string().contains("open in process"), "{open}");
-    guest.ok("rbd-nbd unmap plain --cookie here; [ -z \"$(rbd-nbd list-mapped)\" ]");
+    guest.ok("rbd-nbd unmap described --cookie here; [ -z \"$(rbd-nbd list-mapped)\" ]");
 
     // Who reads a device at once, as udev does, is served while it is still being made.
     guest.ok("(while [ ! -e /tmp/made ]; do dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct; done \
              > /dev/null 2>&1 &)
-         for i in $(seq 5); do timeout 20 rbd-nbd-rs map plain; rbd-nbd-rs unmap plain --force; done; : > /tmp/made");
+         for i in $(seq 5); do
+             timeout 20 rbd-nbd-rs map described; rbd-nbd-rs unmap described --force
+         done; : > /tmp/made");
 
     // A request may take so long, and no longer; and a device waits so long, and no longer.
     let osd = ceph.pid("osd.0").to_string();
-    guest.ok("rbd-nbd-rs map plain --io-timeout 2");
+    guest.ok("rbd-nbd-rs map described --io-timeout 2");
     run("kill", &["-STOP", &osd]).ok();
     let read = "timeout 60 dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2> /dev/null";
     let late = guest.run(read);
@@ -142,14 +146,14 @@ fn described(ceph: &Ceph, guest: &Guest) {
     assert_eq!(late.code, 1, "{late}");
     guest.ok(&format!(
         "for i in $(seq 100); do {read} && break; sleep 0.2; done; {read}
-         rbd-nbd-rs unmap plain"
+         rbd-nbd-rs unmap described"
     ));
-    guest.ok("rbd-nbd-rs map plain --reattach-timeout 3
-         kill -9 $(rbd-nbd-rs list-mapped | awk '/plain/ { print $1 }')");
+    guest.ok("rbd-nbd-rs map described --reattach-timeout 3
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/described/ { print $1 }')");
     let alone = guest.run(read);
     assert_eq!(alone.code, 1, "{alone}");
     guest.ok(
-        "rbd-nbd-rs unmap plain; [ -z \"$(rbd-nbd-rs list-mapped --all)$(ls /run/rbd-nbd-rs)\" ]",
+        "rbd-nbd-rs unmap described; [ -z \"$(rbd-nbd-rs list-mapped --all)$(ls /run/rbd-nbd-rs)\" ]",
     );
 }
 
