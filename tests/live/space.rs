@@ -110,7 +110,6 @@ fn the_map_agrees_with_rbd_diff(ceph: &Ceph) {
     super::data::assert_same_for_librbd_and_nbd(ceph, "mapped", &uri);
 }
 
-/// An object that comes, goes, comes again and is cut: what has changed between any two of its versions.
 /// Of an object that is shorter than where it is cut, both leave the same.
 #[test]
 fn what_is_cut_is_as_long_as_librbd_leaves_it() {
@@ -138,6 +137,43 @@ fn what_is_cut_is_as_long_as_librbd_leaves_it() {
     });
 }
 
+/// After a rollback to its newest snapshot, an image uses as much beyond that as librbd says.
+#[test]
+fn what_is_brought_back_is_used_as_librbd_says() {
+    on_each_release(|ceph| {
+        let turned = |image: &str, roll: &dyn Fn(&[&str]) -> String| {
+            let features = "layering,exclusive-lock,object-map,fast-diff";
+            let like = ["--size", "4M", "--object-size", "1M", "--image-feature", features];
+            ceph.rbd(&[&["create", image], &like[..]].concat());
+            let write = |what: &[&str]| {
+                let serve = ceph.serve(&[&format!("rbd/{image}")]);
+                assert!(io(&serve.uri(&format!("rbd/{image}")), what));
+                serve.terminate();
+            };
+            let snap = |run: &dyn Fn(&[&str]) -> String, verb: &str, name: &str| {
+                run(&["snap", verb, "--no-progress", &format!("{image}@{name}")]);
+            };
+            let librbd = |args: &[&str]| ceph.rbd(args);
+            write(&["write 0 3M"]);
+            snap(&librbd, "create", "one");
+            write(&["write 0 128k"]);
+            snap(&librbd, "create", "two");
+            // One changes, one goes, one comes.
+            write(&["write 512k 128k", "discard 1M 1M", "write 3M 1M"]);
+            snap(roll, "rollback", "two");
+            let du = ceph.run("rbd", &["du", "--format", "json", image]).json();
+            let head = du["images"].as_array().unwrap().last().unwrap()["used_size"].clone();
+            ceph.ours(&["object-map", "check", "--no-progress", image]).ok();
+            ceph.rbd(&["snap", "purge", "--no-progress", image]);
+            ceph.rbd(&["rm", "--no-progress", image]);
+            head
+        };
+        let ours = turned("back-by-us", &|args| ceph.ours(args).ok());
+        assert_eq!(ours, turned("back-by-librbd", &|args| ceph.rbd(args)));
+    });
+}
+
+/// An object that comes, goes, comes again and is cut: what has changed between any two of its versions.
 #[test]
 fn what_has_changed_is_told_as_rbd_tells_it() {
     on_each_release(|ceph| {
