@@ -317,9 +317,9 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
 
 /// The states of objects of the head now that it is as at a snapshot.
 ///
-/// They are what the snapshot's map says, as librbd takes it (`object_map/SnapshotRollbackRequest.cc`), while that is the
-/// newest snapshot. Compared with a later one, other objects have changed, which librbd does not see: then OSDs are asked,
-/// by whom every object has changed that was brought back.
+/// They are what the snapshot's map says, as librbd takes it (`object_map/SnapshotRollbackRequest.cc`), while that is
+/// the newest snapshot. Compared with a later one, other objects have changed, which librbd does not see: then OSDs are
+/// asked, by whom every object has changed that was brought back.
 async fn states_at(image: &Image, snap: SnapId) -> Result<ObjectStates> {
     let header = image.header();
     let invalid = Flags::OBJECT_MAP_INVALID.0 | Flags::FAST_DIFF_INVALID.0;
