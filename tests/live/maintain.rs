@@ -1,6 +1,7 @@
 //! What only the owner of the exclusive lock may do: each side does the other's, and object maps are right afterwards.
 
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use crate::data::assert_same_for_librbd_and_nbd;
 use crate::lock::librbd_writer;
@@ -216,7 +217,10 @@ fn locks_are_shown_taken_and_removed_as_rbd_does() {
             crate::verbs::refused_alike(ceph, &args);
         }
         assert_eq!(ceph.ceph(&["osd", "blocklist", "ls"]).lines().count(), 0);
+        let begun = Instant::now();
         ceph.ours(&["lock", "rm", "locked", &cookie, &locker]).ok();
+        // Whoever is told and does not answer is waited for for 10 s.
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         assert_eq!(ceph.ceph(&["osd", "blocklist", "ls"]).lines().count(), 1);
         assert_eq!(ceph.lock_owner("locked"), None);
         ceph.ours(&["lock", "add", "locked", "one", "--shared", "tag"]).ok();

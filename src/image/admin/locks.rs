@@ -78,7 +78,9 @@ pub async fn remove_lock(pool: &Pool, id: &str, cookie: &str, locker: &str) -> R
     if let Err(error) = watch.close().await {
         tracing::debug!(%error, "ending a watch");
     }
-    removed
+    removed?;
+    // Only now: nobody acknowledges anything for that watch.
+    pool.notify(&names::header(id), notify::header_update()).await.map(drop)
 }
 
 async fn remove_held(pool: &Pool, id: &str, cookie: &str, locker: &str) -> Result<()> {
@@ -91,9 +93,7 @@ async fn remove_held(pool: &Pool, id: &str, cookie: &str, locker: &str) -> Resul
     };
     fence_off(pool.cluster(), &held.addr).await?;
     let (name, cookie) = (RBD_LOCK.to_owned(), cookie.to_owned());
-    let header = names::header(id);
-    pool.call(&header, &BreakLock { name, client, cookie }).await?;
-    pool.notify(&header, notify::header_update()).await.map(drop)
+    pool.call(&names::header(id), &BreakLock { name, client, cookie }).await.map(drop)
 }
 
 fn parse_client(text: &str) -> Result<EntityName> {
