@@ -62,8 +62,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long whoever asked for the lock has to take it before we try again.
 const TURN: Duration = Duration::from_millis(500);
 
-/// How long the release may take when the image is closed.
-const CLOSE: Duration = Duration::from_secs(30);
+/// How long the release may take when the image is closed. With the end of the watch, less than whoever ends waits for.
+const CLOSE: Duration = Duration::from_secs(15);
 
 /// Who holds a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +165,8 @@ pub(super) struct Lock {
     uses: AtomicUsize,
     /// Never to be given away, nor taken from others by asking.
     exclusive: AtomicBool,
+    /// The image is being closed.
+    closing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -228,6 +230,11 @@ impl Lock {
         state.requested = true;
         self.changed.notify_one();
         Some(0)
+    }
+
+    /// Whether the image is being closed: what is done under it is to end soon.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// Whether it is to be handed on as soon as can be.
@@ -474,6 +481,7 @@ impl Task {
             }
         }
         // What is done under it for others ends, too: they get the lock, and go on with it.
+        self.image.lock.closing.store(true, Ordering::Relaxed);
         self.image.lock.state().requested = true;
         let end = async {
             while self.image.lock.uses.load(Ordering::SeqCst) > 0 {

@@ -6,7 +6,7 @@
 //! [`ObjectState::Absent`] only when it is gone. What is known in memory follows: down at once, up when the OSD has it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use proto::msg::op::Op;
@@ -32,6 +32,8 @@ pub(super) struct ObjectMap {
     objects: u64,
     /// Whether what it says may be relied on: not if the header says that it is invalid.
     trusted: AtomicBool,
+    /// How often that came to an end.
+    invalidations: AtomicU64,
     /// Objects whose state is being changed.
     busy: Mutex<Busy>,
 }
@@ -58,6 +60,7 @@ impl ObjectMap {
             states: packed.into_iter().map(AtomicU8::new).collect(),
             objects,
             trusted: AtomicBool::new(trusted),
+            invalidations: AtomicU64::new(0),
             busy: Mutex::default(),
         }
     }
@@ -87,6 +90,12 @@ impl ObjectMap {
     /// Nothing it says may be relied on any more.
     pub(super) fn distrust(&self) {
         self.trusted.store(false, Ordering::Relaxed);
+        self.invalidations.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often it was said that nothing may be relied on.
+    pub(super) fn invalidations(&self) -> u64 {
+        self.invalidations.load(Ordering::Acquire)
     }
 
     /// It may be relied on again.

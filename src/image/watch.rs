@@ -28,9 +28,9 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// How long writes under way may keep a change from being acknowledged. Whoever notifies waits for less (librbd: 10 s).
 const DRAIN: Duration = Duration::from_secs(25);
 
-/// How long the end of the watch may take when the image is closed. An OSD that has not heard of us for as long has
-/// ended it itself (`osd_client_watch_timeout`).
-const CLOSE: Duration = Duration::from_secs(30);
+/// How long the end of the watch may take when the image is closed. An OSD that does not hear of us ends it itself
+/// (`osd_client_watch_timeout`).
+const CLOSE: Duration = Duration::from_secs(10);
 
 /// The task that watches.
 #[derive(Debug)]

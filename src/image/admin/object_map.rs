@@ -11,11 +11,12 @@ use proto::types::SnapId;
 use tokio::task::JoinSet;
 
 use super::features::{set_flags, versions};
+use super::flatten::ERESTART;
 use super::objects::Progress;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::copyup::snapshot_states;
 use crate::image::object_map::{ObjectMap, OnDisk};
-use crate::image::{Image, header};
+use crate::image::{Image, PAUSE, header};
 use crate::pool::Pool;
 
 /// How often it is begun anew when the image is resized, or snapshots come or go, meanwhile.
@@ -50,11 +51,17 @@ pub async fn rebuild_object_map(image: &Image, progress: Progress<'_>) -> Result
 async fn remake(image: &Image, map: &Arc<ObjectMap>, progress: Progress<'_>) -> Result<bool> {
     let remaking = &image.0.remaking;
     let watch = remaking.watch();
-    let maps = Maps::of(image).await?;
+    // What is being made already was not noted. It keeps drains waiting until it is there, so that it is seen.
+    drop(image.0.current.pause(PAUSE).await?);
+    let invalidations = map.invalidations();
+    let maps = {
+        // No snapshot goes meanwhile.
+        let _maps = remaking.maps.read().await;
+        Maps::of(image).await?
+    };
     let Some(snapshots) = maps.look(image, Some(map), progress).await? else { return Ok(false) };
     let _alone = remaking.maps.write().await;
-    let looked_at = maps.versions.iter().rev().map(|(snap, _)| *snap);
-    if !is_current(image, map) || !looked_at.eq(versions(image)) {
+    if !maps.are_current(image, map) {
         return Ok(false);
     }
     let disk = image.0.on_disk_map();
@@ -72,15 +79,16 @@ async fn remake(image: &Image, map: &Arc<ObjectMap>, progress: Progress<'_>) -> 
             disk.update_snapshot(snap, *object, *state).await?;
         }
     }
+    // What a write could not change in a map it says in the header, which is not to be wiped out: none is under way.
+    let pause = image.0.current.pause(PAUSE).await?;
+    if map.invalidations() != invalidations {
+        return Ok(false);
+    }
     set_flags(image, false).await?;
     map.trust();
+    drop(pause);
     image.refresh().await?;
     Ok(true)
-}
-
-/// Whether it is the map that writes heed.
-fn is_current(image: &Image, map: &Arc<ObjectMap>) -> bool {
-    image.0.current.get().map.as_ref().is_some_and(|current| Arc::ptr_eq(current, map))
 }
 
 /// Compares the object maps of an image and of all its snapshots with its objects. One that is wrong is marked as
@@ -157,6 +165,13 @@ impl Maps {
         Ok(Arc::new(Self { versions: sizes, fast_diff }))
     }
 
+    /// Whether the image still has these, and `head` is the one that writes heed.
+    fn are_current(&self, image: &Image, head: &Arc<ObjectMap>) -> bool {
+        let heeded = image.0.current.get().map.clone();
+        heeded.is_some_and(|heeded| Arc::ptr_eq(&heeded, head))
+            && self.versions.iter().rev().map(|(snap, _)| *snap).eq(versions(image))
+    }
+
     /// The states that an object has, by what the OSD says.
     fn states(&self, snaps: &ObjectSnaps) -> Vec<ObjectState> {
         let mut before = None;
@@ -175,7 +190,7 @@ impl Maps {
     }
 
     /// Looks at all objects. The head's states go into its map, if that is given, while it is in use; otherwise they
-    /// come back with the snapshots'. Nothing does if another map took its place.
+    /// come back with the snapshots'. Nothing does if another map took its place, or snapshots came or went.
     async fn look(
         self: &Arc<Self>,
         image: &Image,
@@ -202,13 +217,13 @@ impl Maps {
                     let _maps = image.0.remaking.maps.read().await;
                     // Before it is looked at: whoever writes to it from now on waits, and nobody relies on what it is.
                     let claim = Claim::take(&image, map, object).await;
-                    if !is_current(&image, map) {
+                    if !this.are_current(&image, map) {
                         return Ok(None);
                     }
                     map.set(object, ObjectState::Pending);
                     let snaps = list_snaps(&pool, &name).await?;
                     // Not if the lock was lost, and taken anew with another map.
-                    if !is_current(&image, map) {
+                    if !this.are_current(&image, map) {
                         return Ok(None);
                     }
                     if let Some(state) = this.states(&snaps).last()
@@ -221,6 +236,9 @@ impl Maps {
                 next += 1;
             }
             let Some(looked) = under_way.join_next().await else { break };
+            if image.0.lock.is_closing() {
+                return Err(Error::from_errno(-ERESTART, "the image is closed"));
+            }
             let looked = looked
                 .map_err(|error| Error::new(Kind::Closed, "a task ended").with_source(error))?;
             let Some((object, snaps)) = looked? else { return Ok(None) };

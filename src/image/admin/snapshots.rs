@@ -273,14 +273,16 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     let doing = format!("rolling back to snapshot {}@{name}", image.spec());
     let _usage = image.0.inner.demand_lock().await.context(&doing)?;
     // Shrinking makes what snapshots need of the parent, which waits as every write does: it comes before the pause.
-    let _pause = loop {
+    let (_pause, maps) = loop {
         if snapshot.image_size != image.header().size {
             resize(image, snapshot.image_size, true, &mut |_, _| {}).await.context(&doing)?;
         }
         let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
+        // Whoever makes the maps anew says nothing of what comes back from here on.
+        let maps = image.0.remaking.maps.write().await;
         // Somebody else may have changed its size once more.
         if snapshot.image_size == image.header().size {
-            break pause;
+            break (pause, maps);
         }
     };
     let header = image.header();
@@ -307,11 +309,11 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     .await
     .context(&doing)?;
     if let Some(map) = map {
-        let _maps = image.0.remaking.maps.write().await;
         let states = states_at(image, snapshot.id).await.context(&doing)?;
         image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await.context(&doing)?;
         image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));
     }
+    drop(maps);
     announce(image).await.context(doing)
 }
 
