@@ -5,6 +5,7 @@
 
 use super::ConfigError;
 use super::file::normal_name;
+use super::values::truth;
 
 /// What to print for `--help` about the options that [`Args::take`] understands.
 pub const HELP: &str = "\
@@ -89,9 +90,12 @@ impl Args {
                 continue;
             };
             match name.as_str() {
-                "no_mon_config" | "mon_config" => {
-                    let without = name.starts_with("no_").to_string();
-                    args.options.push(("no_mon_config".to_owned(), without));
+                "no_mon_config" => {
+                    args.options.push((name, given.unwrap_or_else(|| "true".to_owned())));
+                    continue;
+                }
+                "mon_config" => {
+                    args.options.push(("no_mon_config".to_owned(), opposite(given)));
                     continue;
                 }
                 flag if FLAGS.contains(&flag) => {
@@ -101,7 +105,7 @@ impl Args {
                 _ => {}
             }
             if let Some(flag) = name.strip_prefix("no_").filter(|name| FLAGS.contains(name)) {
-                args.options.push((flag.to_owned(), "false".to_owned()));
+                args.options.push((flag.to_owned(), opposite(given)));
                 continue;
             }
             let ours = ["conf", "cluster", "name", "id", "user"].contains(&name.as_str());
@@ -133,6 +137,12 @@ impl Args {
     pub(super) fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// What `--no-FLAG` says of the flag, which may have a value, too. One that makes no sense is kept, to be told.
+fn opposite(given: Option<String>) -> String {
+    let given = given.unwrap_or_else(|| "true".to_owned());
+    truth(&given).map_or(given, |yes| (!yes).to_string())
 }
 
 /// The normal name of an option, and the value if it is part of the word.
@@ -178,6 +188,18 @@ mod tests {
         assert_eq!(args.option("debug_ms"), Some("1"));
         assert_eq!(args.option("rbd_cache"), Some("false"));
         assert_eq!(args.option("log_to_stderr"), Some("true"));
+    }
+
+    #[test]
+    fn flags_may_have_a_value() {
+        let (args, rest) = take("--no-mon-config=false x --rbd-cache=no --no-log-to-file=false y");
+        assert_eq!(rest, "x y");
+        assert_eq!(args.option("no_mon_config"), Some("false"));
+        assert_eq!(args.option("rbd_cache"), Some("no"));
+        assert_eq!(args.option("log_to_file"), Some("true"));
+        let (args, _) = take("--mon-config=false --no-rbd-cache=perhaps");
+        assert_eq!(args.option("no_mon_config"), Some("true"));
+        assert_eq!(args.option("rbd_cache"), Some("perhaps"));
     }
 
     #[test]

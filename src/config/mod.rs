@@ -300,6 +300,8 @@ pub struct RbdDefaults {
     pub trash_parents: bool,
     /// Objects that are worked on at a time when an image is removed or resized.
     pub concurrent_management_ops: u64,
+    /// Whether a pool is looked at before an image is made in it.
+    pub validate_pool: bool,
 }
 
 /// How long to wait for the monitors where nobody says otherwise. Ceph's default of 300 s is for a host that boots
@@ -343,10 +345,10 @@ impl Config {
     /// The same client, now that the monitors have told which options they have for it. One that cannot be understood
     /// counts as not set, as with librados: all clients would fail together.
     pub(crate) fn with_monitors_options(&self, options: BTreeMap<String, String>) -> Self {
-        if self.values.monitors == options {
+        if self.values.told == options {
             return self.clone();
         }
-        let mut values = Values { monitors: options, ..self.values.clone() };
+        let mut values = Values { told: options.clone(), monitors: options, ..self.values.clone() };
         loop {
             let (monitors, key) = (self.monitors.clone(), self.key.clone());
             match Self::from_values(values.clone(), monitors, key) {
@@ -360,7 +362,8 @@ impl Config {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the monitors' configuration is ignored");
-                    return self.clone();
+                    let values = Values { told: values.told, ..self.values.clone() };
+                    return Self { values, ..self.clone() };
                 }
             }
         }
@@ -583,6 +586,7 @@ fn rbd_defaults(values: &Values) -> Result<RbdDefaults, ConfigError> {
         ),
         trash_parents: values.get("rbd_move_parent_to_trash_on_remove").bool()?,
         concurrent_management_ops: values.get("rbd_concurrent_management_ops").count()?.max(1),
+        validate_pool: values.get("rbd_validate_pool").bool()?,
     })
 }
 

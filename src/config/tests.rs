@@ -129,6 +129,7 @@ fn the_monitors_count_before_defaults_alone() {
     let some = told(&[("rbd_default_stripe_unit", "much"), ("rados_mon_op_timeout", "6")]);
     assert_eq!(some.rbd.stripe_unit, 0);
     assert_eq!(some.mon_op_timeout, Some(Duration::from_secs(6)));
+    assert_eq!(some.values.told.len(), 2, "it is not warned of again when the same is told");
 
     let again = all.with_monitors_options(BTreeMap::new());
     assert_eq!((again.mon_op_timeout, again.rbd.data_pool), (None, None));
@@ -165,6 +166,7 @@ fn defaults() {
         trash_expires: Duration::ZERO,
         trash_parents: false,
         concurrent_management_ops: 10,
+        validate_pool: true,
     };
     assert_eq!(config.rbd, rbd);
 }

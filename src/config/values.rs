@@ -70,6 +70,7 @@ fn default(name: &str) -> &'static str {
         "rbd_default_pool" => "rbd",
         "rbd_default_stripe_count" | "rbd_default_stripe_unit" => "0",
         "rbd_read_from_replica_policy" => "default",
+        "rbd_validate_pool" => "true",
         "run_dir" => "/var/run/ceph",
         _ => "",
     }
@@ -87,6 +88,8 @@ pub(super) struct Values {
     /// The file's place, once it is read.
     pub(super) path: Option<PathBuf>,
     /// What the monitors have for this client, once they have told.
+    pub(super) told: BTreeMap<String, String>,
+    /// The same, without what makes no sense.
     pub(super) monitors: BTreeMap<String, String>,
     pub(super) cluster: String,
     /// `client.admin`.
@@ -120,6 +123,7 @@ impl Values {
             env_keyring: environment.var("CEPH_KEYRING"),
             file: ConfFile::default(),
             path: None,
+            told: BTreeMap::new(),
             monitors: BTreeMap::new(),
             cluster: "ceph".to_owned(),
             name: name.to_owned(),

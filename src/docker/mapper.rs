@@ -122,30 +122,24 @@ impl Mapper {
         let mut mapper = self.clone();
         let user = connection.user.as_ref().map(|user| format!("client.{user}"));
         let (mut own, mut ceph) = ("client.admin".to_owned(), Vec::new());
-        for pair in self.ceph.chunks(2) {
-            match pair {
-                [name, value] if name == "--name" => own.clone_from(value),
-                [name, _] if name == "--mon_host" || name == "--mon-host" => {}
-                pair => ceph.extend_from_slice(pair),
+        for word in &self.ceph {
+            match word.split_once('=') {
+                Some(("--name", value)) => value.clone_into(&mut own),
+                Some(("--mon_host", _)) => {}
+                _ => ceph.push(word.clone()),
             }
         }
         let name = match user {
             Some(user) if user != own => {
                 // Keys that were named are the other user's.
-                let key =
-                    |word: &String| ["--keyring", "--keyfile", "--key"].contains(&word.as_str());
-                ceph = ceph
-                    .chunks(2)
-                    .filter(|pair| !pair.first().is_some_and(key))
-                    .flatten()
-                    .cloned()
-                    .collect();
+                let keys = ["--keyring=", "--keyfile=", "--key="];
+                ceph.retain(|word| !keys.iter().any(|key| word.starts_with(key)));
                 user
             }
             _ => own,
         };
-        ceph.extend(["--name".to_owned(), name]);
-        ceph.extend(["--mon_host".to_owned(), connection.monitors.join(",")]);
+        ceph.push(format!("--name={name}"));
+        ceph.push(format!("--mon_host={}", connection.monitors.join(",")));
         mapper.ceph = ceph;
         mapper
     }
@@ -162,8 +156,7 @@ mod tests {
 
     #[test]
     fn cinder_says_where_and_as_whom() {
-        let words =
-            ["--conf", "/c", "--name", "client.docker", "--keyring", "/k", "--mon_host", "m"];
+        let words = ["--conf=/c", "--name=client.docker", "--keyring=/k", "--mon_host=m"];
         let own: Vec<String> = words.map(str::to_owned).to_vec();
         let mapper = Mapper::new(vec!["m".to_owned()], own, Duration::from_secs(1));
         let told = |user: Option<&str>| {
@@ -176,9 +169,9 @@ mod tests {
             };
             mapper.as_told(&connection).ceph.join(" ")
         };
-        let monitors = "--mon_host 1.2.3.4:3300,[fd00::1]:6789";
-        assert_eq!(told(Some("cinder")), format!("--conf /c --name client.cinder {monitors}"));
-        let same = format!("--conf /c --keyring /k --name client.docker {monitors}");
+        let monitors = "--mon_host=1.2.3.4:3300,[fd00::1]:6789";
+        assert_eq!(told(Some("cinder")), format!("--conf=/c --name=client.cinder {monitors}"));
+        let same = format!("--conf=/c --keyring=/k --name=client.docker {monitors}");
         assert_eq!((told(Some("docker")), told(None)), (same.clone(), same));
     }
 }

@@ -219,7 +219,7 @@ fn mapper(mut words: Vec<String>, managed: bool) -> Vec<String> {
 /// The options as Ceph's programs take them on their command line.
 fn ceph_args(table: BTreeMap<String, String>) -> Result<Args> {
     let mut words: Vec<String> =
-        table.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect();
+        table.into_iter().map(|(name, value)| format!("--{name}={value}")).collect();
     let args = Args::take(&mut words)
         .map_err(|error| Error::new(Kind::Invalid, format!("[ceph]: {error}")))?;
     if args.options.iter().any(|(name, _)| name == "key") {
@@ -229,7 +229,8 @@ fn ceph_args(table: BTreeMap<String, String>) -> Result<Args> {
     match words.first() {
         None => Ok(args),
         Some(word) => {
-            let what = format!("[ceph]: {} is no option of Ceph's", word.trim_start_matches('-'));
+            let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
+            let what = format!("[ceph]: {name} is no option of Ceph's");
             Err(Error::new(Kind::Invalid, what))
         }
     }
@@ -274,6 +275,15 @@ mod tests {
             assert!(error.contains("is in /var/lib/ceph-native"), "{error}");
             assert!(Settings::parse_in(text, false).is_ok());
         }
+    }
+
+    #[test]
+    fn flags_of_cephs_have_a_value_as_all_settings() {
+        let text = "[ceph]\nno_mon_config = 'true'\nrbd_cache = 'false'\nmon-host = 'a b'";
+        let ceph = Settings::parse(text).unwrap().ceph;
+        let said = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let options = [("mon_host", "a b"), ("no_mon_config", "true"), ("rbd_cache", "false")];
+        assert_eq!(ceph.options, options.iter().map(said).collect::<Vec<_>>());
     }
 
     #[test]

@@ -323,6 +323,8 @@ fn refusing(ceph: &Ceph) {
     let args = ["create", "snapped/new", "--size", "1G"];
     let said = refused_alike(ceph, &args);
     assert!(said.contains("snapshots of its own"), "{said}");
+    let unseen = ["create", "snapped/unseen", "--size", "1G", "--rbd-validate-pool", "false"];
+    ceph.ours(&unseen).ok();
     let marker = ceph.dir().join("marker");
     std::fs::write(&marker, "overwrite validated").unwrap();
     ceph.rados(&["-p", "snapped", "put", "rbd_info", marker.to_str().unwrap()]);

@@ -243,12 +243,12 @@ impl Volumes {
     }
 }
 
-/// Options for Ceph, as words of a command line.
+/// Options for Ceph, as words of a command line, each with its value: flags take no word of their own for it.
 fn ceph_words(args: &Args) -> Vec<String> {
     let options = args.options.iter().map(|(name, value)| (name.as_str(), value));
     let named = [("conf", &args.conf), ("cluster", &args.cluster), ("name", &args.name)];
     let named = named.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-    named.chain(options).flat_map(|(name, value)| [format!("--{name}"), value.clone()]).collect()
+    named.chain(options).map(|(name, value)| format!("--{name}={value}")).collect()
 }
 
 fn now() -> String {

@@ -236,6 +236,9 @@ enum Unfit {
 }
 
 async fn check_data_pool(pool: &Pool) -> Result<()> {
+    if !pool.cluster().config().rbd.validate_pool {
+        return Ok(());
+    }
     let unfit = pool.cluster().with_map(|map| {
         let pool = map.pool(pool.id())?;
         match pool.is_erasure() && !pool.has(pool_flag::EC_OVERWRITES) {
