@@ -106,16 +106,14 @@ fn described(ceph: &Ceph, guest: &Guest) {
          # PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets.
          echo $(($(sed 's/.*) //' /proc/$PID/stat | cut -d' ' -f7) & 0x180000))
          awk '/^Vm(Lck|RSS)/ { print $2 }' /proc/$PID/status");
-    let process: Vec<u64> = process
-        .lines()
-        .map(|line| line.parse::<i64>().unwrap_or_else(|_| panic!("{process}")).unsigned_abs())
-        .collect();
+    let process: Vec<i64> =
+        process.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{process}"))).collect();
     let [score, flusher, locked, resident] = process[..] else { panic!("{process:?}") };
-    assert_eq!((score, flusher), (1000, 0x18_0000));
+    assert_eq!((score, flusher), (-1000, 0x18_0000));
     assert!(locked > resident / 2, "{locked} KiB are locked, {resident} are in memory");
     // Whose lock it is, nobody else gets; a snapshot is by number what it is by name.
     let other = guest.run("rbd-nbd-rs map described --exclusive");
-    assert_ne!(other.code, 0, "{other}");
+    assert!(other.code == 30 && other.to_string().contains("lock"), "{other}");
     let id =
         ceph.run("rbd", &["snap", "ls", "--format", "json", "described"]).json()[0]["id"].clone();
     let listed = guest.ok(&format!(
@@ -130,11 +128,14 @@ fn described(ceph: &Ceph, guest: &Guest) {
     guest.ok("rbd-nbd unmap described --cookie here; [ -z \"$(rbd-nbd list-mapped)\" ]");
 
     // Who reads a device at once, as udev does, is served while it is still being made.
-    guest.ok("(while [ ! -e /tmp/made ]; do dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct; done \
-             > /dev/null 2>&1 &)
+    let made = guest.ok("while [ ! -e /tmp/made ]; do
+             [ ! -e /sys/block/nbd0/pid ] || dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct || true
+         done > /dev/null 2>&1 &
          for i in $(seq 5); do
-             timeout 20 rbd-nbd-rs map described; rbd-nbd-rs unmap described --force
-         done; : > /tmp/made");
+             timeout 120 rbd-nbd-rs map described; rbd-nbd-rs unmap described --force
+         done; : > /tmp/made; wait");
+    // While it is open from the time before, another one is made.
+    assert!(made.contains("/dev/nbd0\n"), "{made}");
 
     // A request may take so long, and no longer; and a device waits so long, and no longer.
     let osd = ceph.pid("osd.0").to_string();
@@ -266,7 +267,8 @@ fn not_seen(ceph: &Ceph, guest: &Guest) {
     // Where the host began, it is netlink; what was made by that is ended from elsewhere, too.
     let told = guest.ok(&format!(
         "rbd-nbd-rs map unseen --cookie c; {chosen}
-         kill -9 $(rbd-nbd-rs list-mapped | awk '/unseen/ {{ print $1 }}'); sleep 1
+         kill -9 $(rbd-nbd-rs list-mapped | awk '/unseen/ {{ print $1 }}')
+         for i in $(seq 300); do [ -z \"$(rbd-nbd-rs list-mapped)\" ] && break; sleep 0.1; done
          bash /tmp/in rbd-nbd-rs unmap unseen; rbd-nbd-rs list-mapped --all; ls /run/rbd-nbd-rs
          kill $(cat /tmp/pid)"
     ));
@@ -629,6 +631,14 @@ fn frozen(ceph: &Ceph, guest: &Guest) {
          mount /dev/nbd0 /mnt
          sha256sum -c <(head -n 1 /tmp/synced)",
     );
+    // Whoever serves it next does not wait until it is known that the image is closed.
+    guest.ok("rbd-nbd-rs map rbd/frozen --cookie left");
+    signal("-STOP");
+    let began = Instant::now();
+    guest.ok("rbd-nbd-rs detach rbd/frozen --cookie left");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    signal("-CONT");
+    guest.ok("rbd-nbd-rs attach --cookie left; rbd-nbd-rs unmap rbd/frozen --cookie left");
     // Forced, what is in flight fails and nothing is stuck.
     guest.ok("dd if=/dev/urandom of=/mnt/more bs=1M count=4 2>/dev/null");
     signal("-STOP");

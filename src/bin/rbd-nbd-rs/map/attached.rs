@@ -48,6 +48,9 @@ const LOADING: Duration = Duration::from_secs(2);
 /// How long others may take to load it: anybody who may read the folder that they lock can lock it for ever.
 const TURN: Duration = Duration::from_secs(10);
 
+/// How long setting up a device's queue may be waited for: it is served without, but not yet noted who serves it.
+const TUNE: Duration = Duration::from_secs(5);
+
 /// How a device is to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
@@ -349,11 +352,10 @@ impl NbdByIoctl {
         let told = wanted.clone();
         let connecting = blocking(move || {
             let connect = told.connect(geometry).map_err(io::Error::other)?;
-            let (device, over) = by_ioctl::Device::connect(&connect, kernel)?;
-            sysfs::tune(device.path(), LONGEST_REQUEST);
-            Ok((device, over))
+            by_ioctl::Device::connect(&connect, kernel)
         });
         let (device, over) = connecting.await.map_err(|error| wanted.not_connected(error))?;
+        tune(device.path()).await;
         Ok(Self { device: Arc::new(device), over, _server: server })
     }
 
@@ -566,7 +568,8 @@ fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
 }
 
 /// Sets up the device's queue. For some of that the kernel waits until nothing is in flight (`blk_mq_freeze_queue`),
-/// such as what udev reads of a device as soon as it is there: we serve that meanwhile.
+/// such as what udev reads of a device as soon as it is there: we serve that meanwhile. If the cluster does not, the
+/// rest is done when it does.
 async fn tune(device: &Path) {
     let device = device.to_owned();
     let tuned = blocking(move || {
@@ -574,7 +577,9 @@ async fn tune(device: &Path) {
         Ok(())
     });
     // What fails of it is said there.
-    let _ = tuned.await;
+    if tokio::time::timeout(TUNE, tuned).await.is_err() {
+        tracing::warn!("the device's queue waits for what is in flight to be set up");
+    }
 }
 
 fn nbd_index(device: &Path) -> Result<u32> {

@@ -40,12 +40,12 @@ const ANSWER: Duration = Duration::from_millis(20);
 /// How long the process before may take to hand over the device: longer than it waits for what is in flight.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
-/// How long closing the image may take: an OSD may be slow, or be replaced by another. Then the cluster has forgotten
-/// us, too (`osd_client_watch_timeout`).
+/// How long closing the image may take when its device has ended: an OSD may be slow, or be replaced by another. Then
+/// the cluster has forgotten us, too (`osd_client_watch_timeout`).
 const CLOSE: Duration = Duration::from_secs(30);
 
-/// How long it may take when nobody is to be waited for.
-const CLOSE_BY_FORCE: Duration = Duration::from_secs(2);
+/// How long it may take when nobody is to be waited for, or when somebody waits to serve the device.
+const CLOSE_AT_ONCE: Duration = Duration::from_secs(2);
 
 /// How long what the process before listens on may be in the way.
 const IN_THE_WAY: Duration = Duration::from_secs(2);
@@ -66,6 +66,8 @@ pub(crate) struct Daemon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     InOrder,
+    /// The device is somebody else's to serve, who fences this process off if need be.
+    Left,
     /// Whatever state the cluster is in.
     ByForce,
 }
@@ -358,7 +360,7 @@ async fn watch(
                 Err(error) => tracing::warn!(%error, "asked to end by a signal"),
             }
             match attached.leave().await {
-                Ok(clean) => return note_left(&held, mapping, clean).map(|()| End::InOrder),
+                Ok(clean) => return note_left(&held, mapping, clean).map(|()| End::Left),
                 Err((back, error)) => {
                     tracing::error!(%error, "the signal is ignored");
                     attached = back;
@@ -378,7 +380,7 @@ async fn watch(
                         false => held.write(&Mapping { client, ..mapping }).map(|()| handed),
                     };
                     tell(answer, ready).await;
-                    return Ok(End::InOrder);
+                    return Ok(End::Left);
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -388,7 +390,7 @@ async fn watch(
             Command::Detach => match attached.leave().await {
                 Ok(clean) => {
                     tell(answer, note_left(&held, mapping, clean).map(|()| Vec::new())).await;
-                    return Ok(End::InOrder);
+                    return Ok(End::Left);
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -418,9 +420,10 @@ async fn watch(
 
 /// Closes the image, so that nobody takes it for being in use until the cluster misses us.
 async fn close(image: Image, ended: &Result<End>) {
-    let (spec, by_force) = (image.spec(), matches!(ended, Ok(End::ByForce)));
-    let limit = if by_force { CLOSE_BY_FORCE } else { CLOSE };
-    if tokio::time::timeout(limit, image.close()).await.is_err() && !by_force {
+    let spec = image.spec();
+    let limit = if matches!(ended, Ok(End::InOrder)) { CLOSE } else { CLOSE_AT_ONCE };
+    let closed = tokio::time::timeout(limit, image.close()).await;
+    if closed.is_err() && !matches!(ended, Ok(End::ByForce)) {
         tracing::warn!(image = spec, "it seems to be in use until the cluster misses this process");
     }
 }

@@ -61,7 +61,7 @@ pub(crate) enum Verb {
 
 /// Makes an image a block device of this host, and prints the device.
 ///
-/// The device is served by a process in the background, one per device. It takes root.
+/// The device is served by a process in the background, one per device. It takes CAP_SYS_ADMIN.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     args_override_self = true,

@@ -191,9 +191,10 @@ impl Found {
         let mut found = Vec::new();
         let entries = match fs::read_dir(state()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-            entries => {
-                entries.map_err(|error| failed("what is mapped is root's to know", error))?
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(failed("what is mapped is root's to know", error));
             }
+            entries => entries.map_err(|error| failed("the state of mappings", error))?,
         };
         for entry in entries.flatten() {
             let folder = entry.path();
