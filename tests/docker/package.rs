@@ -53,6 +53,15 @@ fn one_command_makes_a_package_with_all_that_a_host_needs() {
     }
     let about = run("dpkg-deb", &["--info", &package]).ok();
     assert!(about.contains("Depends: e2fsprogs\n"), "no library: {about}");
+    // Whatever is started with the package ends with it.
+    let control = folder.join("control");
+    run("dpkg-deb", &["--control", &package, control.to_str().unwrap()]).ok();
+    let prerm = control.join("prerm");
+    run("sh", &["-n", prerm.to_str().unwrap()]).ok();
+    let prerm = fs::read_to_string(prerm).unwrap();
+    for unit in names.iter().filter_map(|name| name.strip_prefix("/lib/systemd/system/")) {
+        assert!(prerm.contains(&format!(" {unit}")), "{unit}: {prerm}");
+    }
     // Installed into a folder, it is a host whose settings are understood.
     let root = folder.join("root");
     run("dpkg-deb", &["-x", &package, root.to_str().unwrap()]).ok();

@@ -486,7 +486,10 @@ fn what_is_unmapped_while_the_cluster_is_slow_is_in_use_by_nobody() {
     run("kill", &["-STOP", &osd]).ok();
     std::thread::scope(|scope| {
         let unmap = scope.spawn(|| mapped.run(&["unmap", "rbd/slow"]).ok());
+        // It is what comes after the device that waits for the OSD.
+        eventually("the device is gone", || mapped.run(&["list-mapped", "--all"]).ok().is_empty());
         std::thread::sleep(Duration::from_secs(7));
+        assert!(!unmap.is_finished(), "nothing waits for the cluster");
         run("kill", &["-CONT", &osd]).ok();
         unmap.join().unwrap();
     });
@@ -521,6 +524,23 @@ fn unmap_by_force_waits_for_nobody() {
     run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
 }
 
+/// Ends what a table has mapped, should its test not come so far.
+struct Table<'a> {
+    mount: PathBuf,
+    images: [&'a str; 2],
+    env: [(&'a str, &'a Path); 4],
+}
+
+impl Drop for Table<'_> {
+    fn drop(&mut self) {
+        let _ = run("umount", &["-l", self.mount.to_str().unwrap()]);
+        for image in self.images {
+            let cookie = format!("rbdmap:{image}");
+            let _ = run_in(&program(), &["unmap", "--force", "--cookie", &cookie], &self.env, 30);
+        }
+    }
+}
+
 #[test]
 fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
     let ceph = one_osd();
@@ -543,20 +563,37 @@ fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
         ("RBD_NBD_RS_LINKS", &links),
         ("LIBMOUNT_FSTAB", &fstab),
     ];
+    let left = Table { mount: mount.clone(), images: ["rbd/first", "rbd/second"], env };
     // There is no file system on it yet.
     assert_eq!(run_in(script, &["map", table.to_str().unwrap()], &env, 120).code, 1);
     run("mkfs.ext4", &["-q", link.to_str().unwrap()]).ok();
-    run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).ok();
+    // It mounts what is mapped already, and maps nothing twice.
+    let list = || run_in(program.to_str().unwrap(), &["list-mapped", "--all"], &env, 30).ok();
+    let mapped = list();
     run_in(script, &["map", table.to_str().unwrap()], &env, 120).ok();
     assert!(mount.join("lost+found").exists());
+    assert_eq!(list(), mapped);
+    // Where a link names another image's device, that is left alone.
+    let device = fs::read_link(&link).unwrap();
+    std::os::unix::fs::symlink(&device, links.join("rbd/stale")).unwrap();
+    let stale = ceph.dir().join("table-stale");
+    fs::write(&stale, format!("rbd/stale {options}\n")).unwrap();
+    run_in(script, &["unmap", stale.to_str().unwrap()], &env, 120).ok();
+    assert!(mount.join("lost+found").exists() && !links.join("rbd/stale").exists());
+    // What is in use stays as it is, its link, too; the other one is unmapped.
+    let open = File::open(mount.join("lost+found")).unwrap();
+    assert_eq!(run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).code, 1);
+    drop(open);
+    assert!(link.exists() && !links.join("rbd/second").exists());
+    run_in(script, &["map", table.to_str().unwrap()], &env, 120).ok();
     let size = |name: &str| {
         let link = links.join("rbd").join(name);
         run("blockdev", &["--getsize64", link.to_str().unwrap()]).ok()
     };
     assert_eq!((size("first").trim(), size("second").trim()), ("8388608", "8388608"));
     run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).ok();
-    let list = run_in(program.to_str().unwrap(), &["list-mapped", "--all"], &env, 30);
-    assert_eq!(list.ok(), "");
+    assert_eq!(list(), "");
     assert_eq!(fs::read_dir(links.join("rbd")).unwrap().count(), 0);
     assert!(!mount.join("lost+found").exists());
+    drop(left);
 }
