@@ -1,6 +1,8 @@
-//! Packs the relocations of the programs that are shipped: statically linked ones relocate themselves when they start,
-//! and a list of 24 bytes for each pointer is 230 kB of the plugin (docs/decisions.md). Their start-up code is this
-//! host's glibc, which knows packed ones from 2.36 on.
+//! Makes the programs that are shipped smaller (docs/decisions.md).
+//!
+//! Statically linked ones relocate themselves when they start, and a list of 24 bytes for each pointer is 230 kB of the
+//! plugin: it is packed. Their start-up code is this host's glibc, which knows packed ones from 2.36 on. And functions
+//! that are the same to the byte are there once, which Rust allows and rustc's own linker for this target does.
 
 use std::process::Command;
 
@@ -11,6 +13,9 @@ fn main() {
     let shipped = is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu");
     if shipped && for_this_host && glibc() >= Some((2, 36)) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+    if shipped && for_this_host && is("CARGO_CFG_TARGET_ARCH", "x86_64") {
+        println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
     }
 }
 
