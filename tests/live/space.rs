@@ -137,39 +137,30 @@ fn what_is_cut_is_as_long_as_librbd_leaves_it() {
     });
 }
 
-/// After a rollback to its newest snapshot, an image uses as much beyond that as librbd says.
+/// After a rollback, librbd's check finds the object map right (as it does not after its own).
 #[test]
-fn what_is_brought_back_is_used_as_librbd_says() {
+fn what_is_brought_back_is_in_the_object_map() {
     on_each_release(|ceph| {
-        let turned = |image: &str, roll: &dyn Fn(&[&str]) -> String| {
-            let features = "layering,exclusive-lock,object-map,fast-diff";
-            let like = ["--size", "4M", "--object-size", "1M", "--image-feature", features];
-            ceph.rbd(&[&["create", image], &like[..]].concat());
-            let write = |what: &[&str]| {
-                let serve = ceph.serve(&[&format!("rbd/{image}")]);
-                assert!(io(&serve.uri(&format!("rbd/{image}")), what));
-                serve.terminate();
-            };
-            let snap = |run: &dyn Fn(&[&str]) -> String, verb: &str, name: &str| {
-                run(&["snap", verb, "--no-progress", &format!("{image}@{name}")]);
-            };
-            let librbd = |args: &[&str]| ceph.rbd(args);
-            write(&["write 0 3M"]);
-            snap(&librbd, "create", "one");
-            write(&["write 0 128k"]);
-            snap(&librbd, "create", "two");
-            // One changes, one goes, one comes.
-            write(&["write 512k 128k", "discard 1M 1M", "write 3M 1M"]);
-            snap(roll, "rollback", "two");
-            let du = ceph.run("rbd", &["du", "--format", "json", image]).json();
-            let head = du["images"].as_array().unwrap().last().unwrap()["used_size"].clone();
-            ceph.ours(&["object-map", "check", "--no-progress", image]).ok();
-            ceph.rbd(&["snap", "purge", "--no-progress", image]);
-            ceph.rbd(&["rm", "--no-progress", image]);
-            head
+        let features = "layering,exclusive-lock,object-map,fast-diff";
+        let like = ["--size", "4M", "--object-size", "1M", "--image-feature", features];
+        ceph.rbd(&[&["create", "back"], &like[..]].concat());
+        let write = |what: &[&str]| {
+            let serve = ceph.serve(&["rbd/back"]);
+            assert!(io(&serve.uri("rbd/back"), what));
+            serve.terminate();
         };
-        let ours = turned("back-by-us", &|args| ceph.ours(args).ok());
-        assert_eq!(ours, turned("back-by-librbd", &|args| ceph.rbd(args)));
+        write(&["write 0 3M"]);
+        ceph.rbd(&["snap", "create", "--no-progress", "back@one"]);
+        write(&["write 0 128k"]);
+        ceph.rbd(&["snap", "create", "--no-progress", "back@two"]);
+        // One changes, one goes, one comes.
+        write(&["write 512k 128k", "discard 1M 1M", "write 3M 1M"]);
+        for snap in ["two", "one"] {
+            ceph.ours(&["snap", "rollback", "--no-progress", &format!("back@{snap}")]).ok();
+            ceph.check_object_map("back");
+        }
+        ceph.rbd(&["snap", "purge", "--no-progress", "back"]);
+        ceph.rbd(&["rm", "--no-progress", "back"]);
     });
 }
 

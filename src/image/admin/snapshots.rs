@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use proto::msg::op::Op;
 use proto::rbd::cls::{
-    AddSnapshot, GetChildren, GetFlags, GetProtectionStatus, GetSnapshotLimit, PROTECTED,
-    RemoveSnapshot, RenameSnapshot, SetProtectionStatus, SetSnapshotLimit, SnapshotInfo,
-    SnapshotNamespace, TrashSnapshot, UNPROTECTED, UNPROTECTING,
+    AddSnapshot, GetChildren, GetProtectionStatus, GetSnapshotLimit, PROTECTED, RemoveSnapshot,
+    RenameSnapshot, SetProtectionStatus, SetSnapshotLimit, SnapshotInfo, SnapshotNamespace,
+    TrashSnapshot, UNPROTECTED, UNPROTECTING,
 };
 use proto::rbd::names::{self, DataNames};
-use proto::rbd::{Features, Flags, ObjectState, ObjectStates, notify};
+use proto::rbd::{Features, ObjectState, ObjectStates, notify};
 use proto::types::SnapId;
 
 use super::children::detach_child;
@@ -309,34 +309,14 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     .await
     .context(&doing)?;
     if let Some(map) = map {
-        let states = states_at(image, snapshot.id).await.context(&doing)?;
+        // By OSDs, all that was brought back has changed since. librbd takes the snapshot's map, which then fails its
+        // own check.
+        let states = head_states(image).await.context(&doing)?;
         image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await.context(&doing)?;
         image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));
     }
     drop(maps);
     announce(image).await.context(doing)
-}
-
-/// The states of objects of the head now that it is as at a snapshot.
-///
-/// They are what the snapshot's map says, as librbd takes it (`object_map/SnapshotRollbackRequest.cc`), while that is
-/// the newest snapshot. Compared with a later one, other objects have changed, which librbd does not see: then OSDs are
-/// asked, by whom every object has changed that was brought back.
-async fn states_at(image: &Image, snap: SnapId) -> Result<ObjectStates> {
-    let header = image.header();
-    let invalid = Flags::OBJECT_MAP_INVALID.0 | Flags::FAST_DIFF_INVALID.0;
-    let flags = image.pool().call(&names::header(image.id()), &GetFlags { snap }).await?;
-    if header.snap_context.snaps.first() == Some(&snap) && flags & invalid == 0 {
-        match image.0.on_disk_map().load(snap).await {
-            Ok(states) if states.len() == header.layout.objects(header.size) => return Ok(states),
-            Ok(_) => {}
-            Err(error) => match error.kind() {
-                Kind::NotFound | Kind::Invalid | Kind::Corrupt => {}
-                _ => return Err(error),
-            },
-        }
-    }
-    head_states(image).await
 }
 
 /// The object map that has to be kept up, if there is one.
