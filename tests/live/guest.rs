@@ -632,7 +632,8 @@ fn frozen(ceph: &Ceph, guest: &Guest) {
          sha256sum -c <(head -n 1 /tmp/synced)",
     );
     // Whoever serves it next does not wait until it is known that the image is closed.
-    guest.ok("rbd-nbd-rs map rbd/frozen --cookie left");
+    guest.ok("DEV=$(rbd-nbd-rs map rbd/frozen --cookie left)
+         dd if=$DEV of=$DEV bs=4k count=1 iflag=direct oflag=direct 2> /dev/null");
     signal("-STOP");
     let began = Instant::now();
     guest.ok("rbd-nbd-rs detach rbd/frozen --cookie left");
