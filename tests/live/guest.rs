@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{Ceph, Guest, Machine, Options, run};
-use crate::{full, sha256};
+use crate::{LONG_LEASE, full, sha256};
 
 /// Ends what is left of the story before.
 const CLEAR: &str = "cd /; umount -l /mnt 2> /dev/null
@@ -75,7 +75,7 @@ fn tell(stories: &[(&str, When, Story)], machine: Machine) {
     if chosen.is_empty() || !cfg!(target_arch = "x86_64") {
         return;
     }
-    let ceph = Ceph::start(Options::default());
+    let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
     let guest = Guest::boot_on(machine, &ceph);
     for (name, _, story) in chosen {
         let (begun, before) = (Instant::now(), guest.console().len());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Ceph, Options, Ran, program, run, run_in};
 use crate::telemetry::scrape;
-use crate::{full, one_osd, sha256};
+use crate::{LONG_LEASE, full, one_osd, sha256};
 
 /// Of a block device: fails while that is mounted.
 const O_EXCL: i32 = 0o200;
@@ -476,7 +476,7 @@ fn many_maps_at_once_get_devices_of_their_own() {
 
 #[test]
 fn what_is_unmapped_while_the_cluster_is_slow_is_in_use_by_nobody() {
-    let ceph = Ceph::start(Options::default());
+    let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
     ceph.rbd(&["create", "--size", "64M", "rbd/slow"]);
     let mapped = Mapped::new(&ceph, "rbd/slow", &[]);
     // For this it takes the exclusive lock.
@@ -501,7 +501,7 @@ fn what_is_unmapped_while_the_cluster_is_slow_is_in_use_by_nobody() {
 
 #[test]
 fn unmap_by_force_waits_for_nobody() {
-    let ceph = Ceph::start(Options::default());
+    let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
     create(&ceph, "rbd/frozen", "64M");
     let mapped = Mapped::new(&ceph, "rbd/frozen", &[]);
     run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
