@@ -46,7 +46,25 @@ mod watch;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use ceph_native::config::{Args, Process};
+use ceph_native::{Cluster, Config};
 use support::{Ceph, Options, Release, Store, run};
+
+/// Lets a client of ours work on a runtime of its own, with which all that it began ends.
+fn with_client<T>(ceph: &Ceph, work: impl AsyncFnOnce(Cluster) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let cluster = Cluster::connect(config_of(ceph, &[])).await.unwrap();
+        work(cluster).await
+    })
+}
+
+/// How a client of ours finds a cluster, with more options.
+fn config_of(ceph: &Ceph, more: &[&str]) -> Config {
+    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
+    words.extend(more.iter().map(|word| (*word).to_owned()));
+    Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap()
+}
 
 /// A cluster of one memstore OSD, shared by all tests that don't break it.
 fn one_osd() -> &'static Ceph {

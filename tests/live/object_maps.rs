@@ -3,13 +3,11 @@
 use std::future::poll_fn;
 
 use bytes::Bytes;
-use ceph_native::config::{Args, Process};
 use ceph_native::image::{Image, Io, Maintenance, OpenOptions};
-use ceph_native::{Cluster, Config};
 use proto::rbd::cls::SnapshotNamespace;
 
-use crate::on_each_release;
 use crate::support::Ceph;
+use crate::{on_each_release, with_client};
 
 /// Objects of the image, each of them of 4 KiB.
 const OBJECTS: u64 = 1024;
@@ -33,11 +31,7 @@ fn snapshots(ceph: &Ceph, image: &str) -> Vec<String> {
 /// Makes the maps anew while one object after the other is written to, which makes it for the snapshots, too, and while
 /// this is done as well.
 fn remade_under_writes(ceph: &Ceph, name: &str, meanwhile: &[Maintenance]) {
-    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-    let config = Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::connect(config).await.unwrap();
+    with_client(ceph, async |cluster| {
         let pool = cluster.pool("rbd").await.unwrap();
         let image = Image::open(&pool, name, &OpenOptions::default()).await.unwrap();
         // The lock is ours before.

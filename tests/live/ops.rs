@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ceph_native::config::{Args, Process};
 use ceph_native::error::Kind;
 use ceph_native::pool::{Op, Pool};
-use ceph_native::{Cluster, Config};
 use proto::denc::{Reader, decode};
 use proto::msg::object::SnapContext;
 use proto::msg::op::decode_sparse_read;
@@ -14,6 +12,7 @@ use proto::rbd::cls::GetId;
 use proto::types::SnapId;
 
 use crate::support::{Ceph, Options, Store};
+use crate::with_client;
 
 /// Runs a test against the pool `rbd` of a cluster of its own.
 pub(crate) fn with_pool(test: impl AsyncFnOnce(&Ceph, Pool)) {
@@ -22,12 +21,7 @@ pub(crate) fn with_pool(test: impl AsyncFnOnce(&Ceph, Pool)) {
 
 fn with_pool_of(options: Options, test: impl AsyncFnOnce(&Ceph, Pool)) {
     let ceph = Ceph::start(options);
-    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-    let args = Args::take(&mut words).unwrap();
-    let config = Config::load(&args, &Process).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::connect(config).await.unwrap();
+    with_client(&ceph, async |cluster| {
         let pool = cluster.pool("rbd").await.unwrap();
         test(&ceph, pool).await;
     });

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use ceph_native::config::{Args, Process};
-use ceph_native::{Cluster, Config};
+use ceph_native::Cluster;
 
-use crate::on_new_clusters;
 use crate::support::{Ceph, Ran};
+use crate::{config_of, on_new_clusters, with_client};
 
 type Program = fn(&Ceph, &[&str]) -> Ran;
 
@@ -158,18 +157,10 @@ fn encrypted(ceph: &Ceph) {
 
 /// A client that stays hears of changes.
 fn changing(ceph: &Ceph) {
-    let client = |more: &str| {
-        let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-        words.extend((!more.is_empty()).then(|| more.to_owned()));
-        let config = Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap();
-        Cluster::connect(config)
-    };
     let timeout = |cluster: &Cluster| cluster.config().osd_op_timeout.map(|limit| limit.as_secs());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        set(ceph, "client", "rados_osd_op_timeout", "55");
-        let (cluster, alone) =
-            (client("").await.unwrap(), client("--no-mon-config").await.unwrap());
+    set(ceph, "client", "rados_osd_op_timeout", "55");
+    with_client(ceph, async |cluster| {
+        let alone = Cluster::connect(config_of(ceph, &["--no-mon-config"])).await.unwrap();
         assert_eq!(timeout(&cluster), Some(55), "known before anything else is done");
         for wanted in [Some(66), None] {
             match wanted {

@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use ceph_native::config::{Args, Process};
-use ceph_native::{Cluster, Config};
 use serde_json::Value;
 
 use crate::load::under_load;
 use crate::support::{Ceph, Options, Release, Store};
-use crate::{full, releases};
+use crate::{full, releases, with_client};
 
 #[test]
 fn osd_map_says_what_ceph_osd_map_says() {
@@ -113,14 +111,10 @@ fn merge(ceph: &Ceph, groups: u32) {
 
 /// `ceph` refuses these options, which are the manager's; the monitors don't.
 fn set_actual(ceph: &Ceph, option: &str, value: u32) {
-    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-    let config = Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap();
     let command = serde_json::json!({
         "prefix": "osd pool set", "pool": "rbd", "var": option, "val": value.to_string(),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::connect(config).await.unwrap();
+    with_client(ceph, async |cluster| {
         cluster.command(command.to_string()).await.unwrap();
         let nonsense = cluster.command(r#"{"prefix": "osd no such thing"}"#).await.unwrap_err();
         assert_eq!(nonsense.errno(), 22, "{nonsense}");

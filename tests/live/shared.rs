@@ -6,15 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use ceph_native::config::{Args, Process};
 use ceph_native::pool::WatchEvent;
-use ceph_native::{Cluster, Config};
 use proto::rbd::notify::Notice;
 
 use crate::data::assert_same_for_librbd_and_nbd;
 use crate::support::{Ceph, Options, Store};
 use crate::watch::{io, wait_for};
-use crate::{fio_report, full, on_new_clusters, releases, run};
+use crate::{fio_report, full, on_new_clusters, releases, run, with_client};
 
 /// fio that writes and verifies its own 32 MiB of an image, again and again.
 fn fio_on_its_part(ceph: &Ceph, seconds: u64, part: u32, target: &[&str]) {
@@ -39,11 +37,7 @@ fn fio_on_its_part(ceph: &Ceph, seconds: u64, part: u32, target: &[&str]) {
 
 /// How often the lock of an image is taken until `over`.
 fn count_owners(ceph: &Ceph, header: &str, over: &AtomicBool) -> usize {
-    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-    let config = Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::connect(config).await.unwrap();
+    with_client(ceph, async |cluster| {
         let pool = cluster.pool("rbd").await.unwrap();
         let mut watch = pool.watch(header).await.unwrap();
         let (mut count, mut last) = (0, None);

@@ -8,17 +8,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ceph_native::config::{Args, Process};
 use ceph_native::error::{Kind, Result};
 use ceph_native::image::admin::{self, CloneFormat, CreateOptions};
 use ceph_native::image::transfer::Writer;
 use ceph_native::image::{Image, Maintenance, OpenOptions, Version};
 use ceph_native::pool::Pool;
-use ceph_native::{Cluster, Config};
 use proto::rbd::cls::SnapshotNamespace;
 
 use crate::support::Ceph;
-use crate::{full, on_new_clusters_with};
+use crate::{full, on_new_clusters_with, with_client};
 
 /// More operations than any of these takes.
 const STEPS: usize = 400;
@@ -29,11 +27,7 @@ fn answered<T>(
     answers: usize,
     work: impl AsyncFnOnce(Pool) -> Result<T>,
 ) -> Option<Result<T>> {
-    let mut words = vec!["-c".to_owned(), ceph.conf().display().to_string()];
-    let config = Config::load(&Args::take(&mut words).unwrap(), &Process).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cluster = Cluster::connect(config).await.unwrap();
+    with_client(ceph, async |cluster| {
         let pool = cluster.pool("rbd").await.unwrap();
         let mut work = pin!(work(pool));
         let mut left = answers;
