@@ -13,7 +13,7 @@ mod status;
 mod tasks;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use proto::mon::Mon;
 use proto::msg::mon::{PoolOpReply, pool_op};
 use proto::msg::object::Locator;
-use proto::msg::osd_op::{Operation, Reply};
+use proto::msg::osd_op::{Operation, Reply, flag};
 use proto::msg::watch::WatchNotify;
 use proto::objecter::{OpError, SlowOp, WatchEvent};
 use proto::osdmap::OsdMap;
@@ -35,7 +35,7 @@ use self::completion::Waiter;
 pub use self::state::CommandOutput;
 use self::state::State;
 pub use self::status::{Session, Status};
-use crate::config::Config;
+use crate::config::{Config, ReadFrom};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::net::Machine;
 pub use crate::net::{Connecting, Stream, Surroundings};
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// There is no room for another operation: a hint for those who would ask for each.
     full: AtomicBool,
+    /// Who may answer reads where nobody says otherwise, as flags of operations.
+    read_flags: AtomicU32,
     /// What this client has in flight of what the process may have.
     share: Share,
     /// The supervisor has something to do.
@@ -99,12 +101,14 @@ impl Shared {
     }
 }
 
-/// How much is in flight.
+/// What others look at without the lock.
 impl Shared {
-    /// Publishes what is in flight, and returns who can go on.
+    /// Publishes it, and returns who can go on.
     fn account(&self, state: &mut State) -> Vec<Waker> {
         let objecter = &state.objecter;
         self.full.store(!objecter.has_room(), Ordering::Relaxed);
+        // The monitors' options may have changed.
+        self.read_flags.store(read_flags(state.config.read_from), Ordering::Relaxed);
         self.share.set(objecter.in_flight() as u64, objecter.bytes_in_flight());
         state.take_room_waiters()
     }
@@ -118,6 +122,15 @@ impl Shared {
             }
         }
         self.share.poll_room(cx)
+    }
+}
+
+/// Who may answer reads, as flags of operations.
+pub(crate) fn read_flags(from: ReadFrom) -> u32 {
+    match from {
+        ReadFrom::Primary => 0,
+        ReadFrom::Balance => flag::BALANCE_READS,
+        ReadFrom::Localize => flag::LOCALIZE_READS,
     }
 }
 
@@ -157,6 +170,7 @@ impl Cluster {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(mon, surroundings.entropy(), nonce, config)),
             full: AtomicBool::new(false),
+            read_flags: AtomicU32::new(0),
             share: Share::default(),
             changed: Notify::new(),
             origin,
@@ -172,6 +186,12 @@ impl Cluster {
     /// How this client is configured now: the monitors' options may change.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.0.shared.lock().config)
+    }
+
+    /// Who may answer reads now, as flags of operations, where an image does not say otherwise.
+    #[inline]
+    pub(crate) fn read_flags(&self) -> u32 {
+        self.0.shared.read_flags.load(Ordering::Relaxed)
     }
 
     /// Who we are: `client.admin`.

@@ -6,8 +6,7 @@
 //! are ignored.
 //!
 //! What the monitors have is known once we are logged in, before the first image can be opened: it cannot say how to
-//! log in. Later changes are followed, too; what a process does only when it begins (its admin socket), or an image
-//! when it is opened (who answers its reads), stays as it is.
+//! log in. Later changes are followed, too; what a process does only when it begins (its admin socket) stays as it is.
 
 mod args;
 mod dns;

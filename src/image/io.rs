@@ -437,7 +437,8 @@ impl Queue {
         }
         let mut operation = self.operation(extent.object, vec![op.into()]);
         operation.snap = self.image.read_snap();
-        operation.flags |= self.image.0.read_flags;
+        let settings = &self.live.settings;
+        operation.flags |= settings.read_flags.unwrap_or_else(|| self.image.cluster().read_flags());
         self.image.cluster().submit(operation, &self.inbox, token);
     }
 

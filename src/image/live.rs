@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::object_map::ObjectMap;
 use super::parent::Shared;
+use super::settings::Settings;
 use super::{Header, READABLE, WRITABLE};
 use crate::cluster::Inbox;
 use crate::error::{Error, Kind, Result};
@@ -45,6 +46,8 @@ pub(super) enum Access {
 pub(super) struct Live {
     generation: u64,
     pub(super) header: Arc<Header>,
+    /// Of the image and of its pool.
+    pub(super) settings: Arc<Settings>,
     /// What writes must preserve. Shared with nothing but them.
     pub(super) snap_context: Arc<SnapContext>,
     pub(super) size: u64,
@@ -73,6 +76,7 @@ impl Live {
             generation: 0,
             snap_context: Arc::new(header.snap_context.clone()),
             header: Arc::new(header),
+            settings: Arc::default(),
             size,
             parent,
             shrinking: None,
@@ -124,6 +128,7 @@ impl Live {
         Self {
             generation: self.generation + 1,
             header: Arc::clone(&self.header),
+            settings: Arc::clone(&self.settings),
             snap_context: Arc::new((*self.snap_context).clone()),
             size: self.size,
             parent: self.parent.clone(),

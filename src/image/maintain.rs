@@ -209,10 +209,13 @@ impl Image {
                 admin::rename(self.pool(), &now, name).await
             }
             Maintenance::UpdateMetadata { key, value: Some(value) } => {
-                Notes::Image(self.id()).set(self.pool(), key, value).await
+                Notes::Image(self.id()).set(self.pool(), key, value).await?;
+                // It may be a setting.
+                admin::announce(self).await
             }
             Maintenance::UpdateMetadata { key, value: None } => {
-                Notes::Image(self.id()).remove(self.pool(), key).await
+                Notes::Image(self.id()).remove(self.pool(), key).await?;
+                admin::announce(self).await
             }
             Maintenance::UpdateFeatures { features, enable } => {
                 admin::update_features(self, Features(*features), *enable).await

@@ -20,7 +20,6 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use proto::msg::osd_op::flag;
 use proto::rbd::Features;
 use proto::rbd::layout::Layout;
 use proto::types::SnapId;
@@ -42,7 +41,6 @@ pub use self::quiesce::{Pauses, Pausing};
 use self::settings::Settings;
 use self::watch::{Refreshes, Watcher};
 use crate::cluster::{Budget, Cluster};
-use crate::config::ReadFrom;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
 
@@ -159,8 +157,6 @@ struct Inner {
     read_only: bool,
     /// Whether what its objects do not have is looked for in its parent.
     follows_parent: bool,
-    /// Who may answer reads, as flags of operations.
-    read_flags: u32,
     /// What all its users may have in flight.
     budget: Budget,
 }
@@ -248,20 +244,19 @@ impl Image {
             None => pool.clone(),
         };
         let settings = Settings::read(pool, &id).await.context(&opening)?;
-        if !read_only && !settings.limits.is_empty() {
-            let limits = settings.limits.join(", ");
-            tracing::warn!(image = spec, limits, "these settings of the image have no effect");
+        if !read_only {
+            settings.warn(&spec);
         }
-        let read_from = settings.read_from;
-        let read_from = read_from.unwrap_or_else(|| pool.cluster().config().read_from);
+        let mut live = Live::new(header, size, parent);
+        live.settings = Arc::new(settings);
         let inner = Arc::new(Inner {
             pool: pool.clone(),
             data_pool,
             name,
             id,
-            layout: header.layout,
-            object_prefix: header.object_prefix.clone(),
-            current: Current::new(Live::new(header, size, parent)),
+            layout: live.header.layout,
+            object_prefix: live.header.object_prefix.clone(),
+            current: Current::new(live),
             lock: Lock::default(),
             refreshes: Refreshes::default(),
             requests: Requests::default(),
@@ -271,11 +266,6 @@ impl Image {
             read_snap,
             read_only,
             follows_parent: depth.is_some(),
-            read_flags: match read_from {
-                ReadFrom::Primary => 0,
-                ReadFrom::Balance => flag::BALANCE_READS,
-                ReadFrom::Localize => flag::LOCALIZE_READS,
-            },
             budget: Budget::new(REQUESTS_IN_FLIGHT, BYTES_IN_FLIGHT),
         });
         let image = Self(Arc::new(Open { inner, tasks: Mutex::default() }));

@@ -1,11 +1,13 @@
 //! Settings that are kept with a pool or with an image (`rbd config pool|image set`): those of the image count before
-//! those of its pool, and these before `ceph.conf` (`librbd/ImageCtx.cc`).
+//! those of its pool, and these before `ceph.conf` and the monitors' (`librbd/ImageCtx.cc`). An open image follows
+//! them, as it does what else its header has.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::admin::{CONFIG_PREFIX, Notes};
+use crate::cluster::read_flags;
 use crate::config::ReadFrom;
 use crate::error::{Kind, Result};
 use crate::pool::Pool;
@@ -13,8 +15,8 @@ use crate::pool::Pool;
 /// What has an effect here, and what should and has none.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// Who answers reads.
-    pub(super) read_from: Option<ReadFrom>,
+    /// Who may answer reads, as flags of operations.
+    pub(super) read_flags: Option<u32>,
     /// Limits that nobody keeps: `rbd_qos_…_limit`.
     pub(super) limits: Vec<String>,
 }
@@ -30,13 +32,21 @@ impl Settings {
         Ok(Self::of(&notes))
     }
 
+    /// Says what has no effect.
+    pub(super) fn warn(&self, image: &str) {
+        if !self.limits.is_empty() {
+            let limits = self.limits.join(", ");
+            tracing::warn!(image, limits, "these settings of the image have no effect");
+        }
+    }
+
     fn of(notes: &BTreeMap<String, Bytes>) -> Self {
         let mut settings = Self::default();
         for (key, value) in notes {
             let Some(key) = key.strip_prefix(CONFIG_PREFIX) else { continue };
             let value = String::from_utf8_lossy(value);
             if key == "rbd_read_from_replica_policy" {
-                settings.read_from = ReadFrom::parse(&value);
+                settings.read_flags = ReadFrom::parse(&value).map(read_flags);
             } else if key.starts_with("rbd_qos_") && key.ends_with("_limit") && value != "0" {
                 settings.limits.push(key.to_owned());
             }
@@ -47,6 +57,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use proto::msg::osd_op::flag;
+
     use super::*;
 
     #[test]
@@ -60,7 +72,7 @@ mod tests {
         ];
         let notes = notes.map(|(key, value)| (key.to_owned(), Bytes::from(value)));
         let settings = Settings::of(&BTreeMap::from(notes));
-        assert_eq!(settings.read_from, Some(ReadFrom::Balance));
+        assert_eq!(settings.read_flags, Some(flag::BALANCE_READS));
         assert_eq!(settings.limits, ["rbd_qos_iops_limit"]);
     }
 }

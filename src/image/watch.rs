@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::header::ParentLink;
 use super::live::{Refusal, refusal};
 use super::parent::{Parent, Shared};
+use super::settings::Settings;
 use super::{Header, Inner, header};
 use crate::error::{Context as _, Kind, Result};
 use crate::pool::{Notification, Watch, WatchEvent};
@@ -213,9 +214,11 @@ impl Inner {
         // What a later one has read is as new as what this one has, or newer.
         let ticket = self.refreshes.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let header = Header::read(&self.pool, &self.id).await.context(&image)?;
-        let parent = self.parent_of(&header).await.context(&image)?;
+        let settings = Settings::read(&self.pool, &self.id);
+        let (parent, settings) =
+            tokio::try_join!(self.parent_of(&header), settings).context(&image)?;
         if self.refreshes.applied.fetch_max(ticket, Ordering::SeqCst) < ticket {
-            self.apply(header, parent);
+            self.apply(header, parent, settings);
         }
         self.current.drained(DRAIN).await.context(image)
     }
@@ -235,10 +238,13 @@ impl Inner {
         }))
     }
 
-    fn apply(&self, header: Header, parent: Shared) {
+    fn apply(&self, header: Header, parent: Shared, settings: Settings) {
         let (image, old) = (self.spec(), self.current.get());
-        if *old.header == header {
+        if *old.header == header && *old.settings == settings {
             return;
+        }
+        if !self.read_only && old.settings.limits != settings.limits {
+            settings.warn(&image);
         }
         if old.header.size != header.size {
             let (from, to) = (old.header.size, header.size);
@@ -255,6 +261,7 @@ impl Inner {
         self.current.change(|live| {
             live.refusal = refusal;
             live.set_header(header, parent);
+            live.settings = Arc::new(settings);
         });
         self.lock.look();
     }

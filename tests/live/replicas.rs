@@ -1,6 +1,7 @@
 //! Reads are answered by replicas where that is asked for: of a served image, and of a mapped one.
 
 use crate::support::{Ceph, Options, program, run_in};
+use crate::watch::wait_for;
 use crate::{fio_report, releases, run};
 
 const OSDS: usize = 3;
@@ -39,6 +40,25 @@ fn reads_go_where_they_are_told_to() {
             assert!(nearest[near] > READS * 5 / 6, "{near}: {nearest:?}");
             assert!(nearest.iter().sum::<u64>() < READS + READS / 6, "{near}: {nearest:?}");
         }
+
+        // Of an image that is open, too, whoever says so: the image or the monitors.
+        let image = ceph.serve(&["one/image"]);
+        let uri = format!("--uri={}", image.uri("one/image"));
+        let reads = || read_much(&ceph, &["--ioengine=nbd", &uri]);
+        let is_balanced = || reads().iter().all(|reads| *reads > READS / 6);
+        assert_eq!(reads().iter().filter(|reads| **reads > READS / 2).count(), 1);
+        let policy = "rbd_read_from_replica_policy";
+        ceph.rbd(&["config", "image", "set", "one/image", policy, "balance"]);
+        assert!(is_balanced());
+        ceph.ours(&["config", "image", "rm", "one/image", policy]).ok();
+        assert!(!is_balanced());
+        ceph.ceph(&["config", "set", "client", policy, "balance"]);
+        wait_for("what the monitors say counts", 60, is_balanced);
+        ceph.rbd(&["config", "image", "set", "one/image", policy, "default"]);
+        assert!(!is_balanced(), "the image's own setting counts before theirs");
+        ceph.rbd(&["config", "image", "rm", "one/image", policy]);
+        ceph.ceph(&["config", "rm", "client", policy]);
+        drop(image);
 
         let near = primary.iter().position(|reads| *reads < READS / 2).unwrap();
         let location = format!("host=near{near}");

@@ -1,7 +1,7 @@
 //! Notes and settings that are kept with an image or with a pool: names and values.
 //!
 //! Settings are notes whose names begin with [`CONFIG_PREFIX`]: of these [`crate::image::settings`]
-//! applies those that have an effect here when an image is opened.
+//! applies those that have an effect here.
 
 use std::collections::BTreeMap;
 

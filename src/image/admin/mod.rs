@@ -43,6 +43,7 @@ pub use self::objects::Progress;
 pub use self::remove::remove;
 pub use self::rename::rename;
 pub use self::resize::resize;
+pub(super) use self::snapshots::announce;
 pub use self::snapshots::{
     create_snapshot, find_snapshot, protect_snapshot, remove_snapshot, rename_snapshot, rollback,
     set_snapshot_limit, unprotect_snapshot, user_snapshot,

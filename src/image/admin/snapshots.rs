@@ -388,7 +388,7 @@ pub(super) fn writable(image: &Image) -> Result<()> {
 }
 
 /// Takes note of a change of the header, and tells everybody else who has the image open.
-pub(super) async fn announce(image: &Image) -> Result<()> {
+pub(in crate::image) async fn announce(image: &Image) -> Result<()> {
     image.refresh().await?;
     notify_others(image).await
 }
