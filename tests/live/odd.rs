@@ -87,6 +87,21 @@ fn limits_that_nobody_keeps_are_named() {
         ceph.rbd(&["config", "image", "set", "limited", "rbd_qos_iops_limit", "100"]);
         let said = said();
         assert!(said.contains("rbd_qos_iops_limit") && said.contains("no effect"), "{said}");
+        // Those that come while it is open, when whoever set them is done, whether or not it is us who do it for them.
+        let serve = ceph.serve(&["rbd/limited"]);
+        let owner = || io(&serve.uri("rbd/limited"), &["write 0 4k"]);
+        let limits = ["bps", "read_iops", "write_iops", "read_bps"];
+        for (at, limit) in limits.iter().enumerate() {
+            let limit = format!("rbd_qos_{limit}_limit");
+            assert!(at < 2 || owner());
+            let set = ["config", "image", "set", "limited", &limit, "100"];
+            match at % 2 {
+                0 => ceph.rbd(&set),
+                _ => ceph.ours(&set).ok(),
+            };
+            assert!(serve.log().contains(&limit), "{limit}: {}", serve.log());
+        }
+        serve.terminate();
         ceph.rbd(&["rm", "--no-progress", "limited"]);
     });
 }
@@ -139,10 +154,55 @@ fn what_is_not_built_is_refused_in_one_line() {
         ceph.rbd(&["group", "rm", "odd-group"]);
         ceph.rbd(&["rm", "--no-progress", "grouped"]);
 
+        encrypted(ceph);
+
+        for verb in [
+            "deep cp a b",
+            "group ls",
+            "journal info --pool rbd",
+            "migration prepare a",
+            "mirror pool info",
+        ] {
+            let verb: Vec<_> = verb.split(' ').collect();
+            refused(ceph, &verb, verb[0]);
+            refused(ceph, &verb, "not built");
+        }
+        refused(ceph, &["create", "old", "--size", "8M", "--image-format", "1"], "format 1");
+
         ceph.rados(&["-p", "rbd", "create", "format-1.rbd"]);
         refused(ceph, &["info", "format-1"], "first format");
         ceph.rados(&["-p", "rbd", "rm", "format-1.rbd"]);
     });
+}
+
+/// Nothing of an image says that it is encrypted but its content, which is served as it is, as librbd does where nobody
+/// has a passphrase. Who asks for what is behind that is refused.
+fn encrypted(ceph: &Ceph) {
+    let phrase = ceph.dir().join("passphrase");
+    std::fs::write(&phrase, "a passphrase").unwrap();
+    let phrase = phrase.to_str().unwrap();
+    ceph.rbd(&["create", "odd-luks", "--size", "32M"]);
+    ceph.rbd(&["encryption", "format", "odd-luks", "luks2", phrase]);
+    let serve = ceph.serve(&["rbd/odd-luks"]);
+    let uri = serve.uri("rbd/odd-luks");
+    assert!(io(&uri, &["read -P 0x4c 0 1", "read -P 0x55 1 1", "read -P 0x4b 2 1"]), "LUK…");
+    assert_same_for_librbd_and_nbd(ceph, "odd-luks", &uri);
+    serve.terminate();
+    printed_alike(ceph, &["info", "odd-luks"]);
+    let listen = ["--listen", "127.0.0.1:0"];
+    let file = ["--encryption-passphrase-file", phrase];
+    for verb in [
+        &["encryption", "format", "odd-luks", "luks2", phrase][..],
+        &[&["serve", "rbd/odd-luks", "--encryption-format", "luks2"], &file[..], &listen].concat(),
+        &[&["serve", "rbd/odd-luks"], &file[..], &listen].concat(),
+        &[&["map", "rbd/odd-luks", "--encryption-format", "luks2"], &file[..]].concat(),
+        &[&["map", "rbd/odd-luks"], &file[..]].concat(),
+        &[&["resize", "odd-luks", "--size", "64M"], &file[..]].concat(),
+        &[&["flatten", "odd-luks"], &file[..]].concat(),
+    ] {
+        refused(ceph, verb, "encrypt");
+    }
+    ceph.rbd(&["rm", "--no-progress", "odd-luks"]);
 }
 
 fn refused(ceph: &Ceph, args: &[&str], why: &str) {

@@ -43,7 +43,7 @@ use std::process::ExitCode;
 use ceph_native::cluster::Cluster;
 use ceph_native::config::{self, Config};
 use ceph_native::error::{Error, Kind, Result};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 #[derive(Parser, Debug)]
@@ -160,6 +160,10 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
+            if let Some(what) = not_built(&error) {
+                eprintln!("rbd-nbd-rs: {what} is not built yet");
+                return exit_code(Kind::Unsupported.errno());
+            }
             let _ = error.print();
             // Like `rbd`: what is missing is an invalid argument, what is not understood is not.
             return match error.kind() {
@@ -186,6 +190,21 @@ fn main() -> ExitCode {
             exit_code(error.errno())
         }
     }
+}
+
+/// Verbs of `rbd` that are to come.
+const TO_COME: [&str; 8] =
+    ["deep", "encryption", "group", "journal", "merge-diff", "migration", "mirror", "sparsify"];
+
+/// What was not understood, if it is something that `rbd` knows and that is to come.
+fn not_built(error: &clap::Error) -> Option<&str> {
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let verb = word(ContextKind::InvalidSubcommand).filter(|verb| TO_COME.contains(verb));
+    let option = word(ContextKind::InvalidArg);
+    verb.or_else(|| option.filter(|option| option.starts_with("--encryption-")))
 }
 
 fn exit_code(errno: i32) -> ExitCode {
