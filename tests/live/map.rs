@@ -591,9 +591,57 @@ fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
         run("blockdev", &["--getsize64", link.to_str().unwrap()]).ok()
     };
     assert_eq!((size("first").trim(), size("second").trim()), ("8388608", "8388608"));
-    run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).ok();
+    // See `umount` above.
+    eventually("all is unmapped", || {
+        run_in(script, &["unmap", table.to_str().unwrap()], &env, 120).code == 0
+    });
     assert_eq!(list(), "");
     assert_eq!(fs::read_dir(links.join("rbd")).unwrap().count(), 0);
     assert!(!mount.join("lost+found").exists());
+    drop(left);
+}
+
+#[test]
+fn a_boot_waits_so_long_for_a_cluster_and_no_longer() {
+    let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
+    let images = ["rbd/early", "rbd/late"];
+    images.iter().for_each(|image| create(&ceph, image, "8M"));
+    let (table, state, links) =
+        (ceph.dir().join("table"), ceph.dir().join("table-state"), ceph.dir().join("links"));
+    let options = format!("--device-type fuse -c {}", ceph.conf().display());
+    fs::write(&table, images.map(|image| format!("{image} {options}\n")).concat()).unwrap();
+    let (program, limit) = (PathBuf::from(program()), Path::new("6"));
+    let env: [(&str, &Path); 4] = [
+        ("RBD_NBD_RS", &program),
+        ("RBD_NBD_RS_STATE", &state),
+        ("RBD_NBD_RS_LINKS", &links),
+        ("RBD_NBD_RS_LIMIT", limit),
+    ];
+    let left = Table { mount: ceph.dir().join("nowhere"), images, env };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbdmap");
+    let osd = ceph.pid("osd.0").to_string();
+    run("kill", &["-STOP", &osd]).ok();
+    let began = Instant::now();
+    // Processes that stay would keep a pipe open.
+    let (say, said) = ("exec \"$0\" map \"$1\" 2> \"$2\"", ceph.dir().join("table-said"));
+    let args = ["-c", say, script, table.to_str().unwrap(), said.to_str().unwrap()];
+    let gone = run_in("sh", &args, &env, 120);
+    let (took, said) = (began.elapsed(), fs::read_to_string(said).unwrap());
+    assert_eq!((gone.code, said.matches("is not to be had within 6 s").count()), (1, 2), "{said}");
+    // Both at once.
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // Whoever was started for them goes as well: they would be in the way of those who try again.
+    let cookies = images.map(|image| format!("[r]bdmap:{image}"));
+    let is_left = |cookie: &String| run("pgrep", &["-f", cookie]).code == 0;
+    eventually("nobody waits for the images", || !cookies.iter().any(is_left));
+    run("kill", &["-CONT", &osd]).ok();
+    // Once it is back, the same succeeds.
+    let limit = Path::new("60");
+    let env =
+        env.map(|(name, value)| (name, if name == "RBD_NBD_RS_LIMIT" { limit } else { value }));
+    let run_script = |verb| run_in(script, &[verb, table.to_str().unwrap()], &env, 120).ok();
+    run_script("map");
+    assert!(images.iter().all(|image| links.join(image).exists()));
+    run_script("unmap");
     drop(left);
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use proto::rbd::names;
 use proto::types::SnapId;
 use rustix::mm::MlockAllFlags;
 use rustix::process::configure_io_flusher_behavior;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::attached::{Attached, Wanted, blocking};
@@ -96,7 +99,7 @@ impl Daemon {
         // Nobody is fenced off who still serves it.
         let held = Held::take(&self.wanted.cookie)?;
         let opened = match self.fence(cluster, None).await {
-            Ok(()) => self.open(cluster).await,
+            Ok(()) => unless_abandoned(self.from, self.open(cluster)).await,
             Err(error) => Err(error),
         };
         let image = match opened {
@@ -286,6 +289,29 @@ impl Daemon {
             tokio::spawn(quiesce::serve(image.pauses(), device, options.quiesce_hook));
         }
         watch(image, attached, (held, mapping), commands).await
+    }
+}
+
+/// Does what waits for the cluster before there is a device, for as long as somebody waits for that: one who was
+/// interrupted would otherwise leave a process that keeps the mapping's name from whoever tries again. A device that is
+/// there needs somebody to serve it all the same.
+pub(crate) async fn unless_abandoned<T>(
+    from: From,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    if from != From::Nothing || !super::is_child() {
+        return work.await;
+    }
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    let Ok(asked) = stdout.and_then(pipe::Sender::from_owned_fd) else {
+        return work.await;
+    };
+    tokio::select! {
+        done = work => done,
+        // A pipe whose other end is gone is an error.
+        _ = asked.ready(Interest::ERROR) => {
+            Err(Error::new(Kind::Os(32), "nobody waits for the device any more"))
+        }
     }
 }
 

@@ -326,7 +326,7 @@ fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()>
         .build()
         .map_err(|error| failed("cannot start", error))?;
     let done = runtime.block_on(async {
-        let cluster = Cluster::connect(config).await?;
+        let cluster = daemon::unless_abandoned(from, Cluster::connect(config)).await?;
         daemon
             .run(&cluster, |mapping| {
                 let device = mapping.device.display();
