@@ -22,7 +22,7 @@ const SCRIPT: Duration = Duration::from_secs(300);
 /// The port of the guest's way in, on the address of the cluster.
 const PORT: u16 = 7007;
 
-/// The network of a guest that counts; there is one such guest at a time. It goes with QEMU.
+/// The network of a guest that counts. It goes with QEMU.
 const TAP: &str = "ceph-native-tap";
 
 /// The machine that a guest runs on.
@@ -43,6 +43,8 @@ pub(crate) struct Guest {
     address: String,
     console: PathBuf,
     qemu: Child,
+    /// There is one guest that counts at a time, because there is one network for them: this is locked.
+    _turn: Option<File>,
 }
 
 impl Guest {
@@ -62,6 +64,11 @@ impl Guest {
         bring(ceph, built, &initrd);
         let forward = format!("user,id=net,hostfwd=tcp:{address}-:7");
         let serial = format!("file:{}", console.display());
+        let turn = machine.counted.then(|| {
+            let turn = File::create("/var/cache/ceph-native/guest/turn").unwrap();
+            turn.lock().unwrap();
+            turn
+        });
         let mut command = Command::new("qemu-system-x86_64");
         let processor = match machine.counted {
             // Without fast string instructions: of these every byte is counted as an instruction, which made copying
@@ -104,7 +111,7 @@ impl Guest {
         if machine.counted {
             connect_tap();
         }
-        let mut guest = Self { address, console, qemu };
+        let mut guest = Self { address, console, qemu, _turn: turn };
         let begun = Instant::now();
         while !guest.console().contains("GUEST-READY") {
             let ended = guest.qemu.try_wait().unwrap();
