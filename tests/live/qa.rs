@@ -1,5 +1,6 @@
-//! Ceph's own script for `rbd-nbd`, `qa/workunits/rbd/rbd-nbd.sh`, with our program in its place: in a guest with Ceph
-//! 18's programs, unmodified. It is Ceph's and not kept here: `tests/guest/qa PATH` takes it, and runs this.
+//! Others' tests with our program in the place of theirs, in a guest with Ceph 18's programs, unmodified: Ceph's own
+//! script for `rbd-nbd`, `qa/workunits/rbd/rbd-nbd.sh`, and the nbd group of blktests. They are not kept here:
+//! `tests/guest/qa PATH` and `tests/guest/blktests PATH` take them, and run this.
 
 use std::fs;
 use std::path::Path;
@@ -58,4 +59,55 @@ fn cephs_script_for_rbd_nbd() {
     let last: Vec<_> = log.lines().skip(log.lines().count().saturating_sub(60)).collect();
     let refused = log.contains("not built yet: journaling") && log.contains("feature enable");
     assert!(exit == "exit 0\n" || refused, "{exit}{}", last.join("\n"));
+}
+
+#[test]
+fn blktests_nbd_group() {
+    let Some(archive) = std::env::var_os("CEPH_NATIVE_BLKTESTS") else { return };
+    let ceph = Ceph::start(Options::default());
+    let guest = Guest::boot_on(Machine { debian: true, ..Machine::default() }, &ceph);
+    let archive = run("base64", &[archive.to_str().unwrap()]).ok();
+    // Its udevd is to think that it is the host's.
+    guest.ok(&format!(
+        "base64 -d > /debian/archive <<'END'\n{archive}END
+         cat > /debian/in <<'END'
+export SYSTEMD_IGNORE_CHROOT=1 HOME=/root TERM=dumb PATH=/roles/$1:/usr/sbin:/usr/bin:/sbin:/bin
+cd /blktests; \"${{@:2}}\"
+END
+         chroot /debian /usr/bin/tar -C / --keep-directory-symlink --no-same-owner -xzf /archive
+         cp -r /lib/modules /debian/usr/lib/; cp /brought/rbd-nbd-rs /debian/usr/bin/
+         mount -t debugfs debugfs /debian/sys/kernel/debug
+         echo > /proc/sys/kernel/modprobe; modprobe nbd
+         chroot /debian /bin/bash /in - /usr/lib/systemd/systemd-udevd --daemon
+         chroot /debian /bin/bash /in - udevadm settle"
+    ));
+    let (mut log, mut failed) = (String::new(), Vec::new());
+    for (role, number) in ["serve", "map"].iter().flat_map(|role| (1..=4).map(move |i| (role, i))) {
+        let test = format!("nbd/00{number}");
+        guest.ok(&format!(
+            "rm -f /debian/exit
+             (CODE=0; chroot /debian /bin/bash /in {role} ./check {test} > /debian/log 2>&1 || CODE=$?
+              echo $CODE > /debian/exit) > /dev/null 2>&1 &"
+        ));
+        let began = Instant::now();
+        while guest.run("[ -e /debian/exit ]").code != 0 && began.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        let said = guest.run(&format!(
+            "cat /debian/log; cd /debian/blktests/results/nodev; tail -n 50 {test}*; grep -q passed /debian/log"
+        ));
+        println!(
+            "{role}, {:.0} s: {}",
+            began.elapsed().as_secs_f64(),
+            guest.ok("tail -n 2 /debian/log")
+        );
+        if said.code != 0 {
+            failed.push(format!("{role} {test}"));
+        }
+        log += &format!("=== {role} {test}\n{said}\n");
+    }
+    if let Some(file) = std::env::var_os("CEPH_NATIVE_QA_LOG") {
+        fs::write(file, &log).unwrap();
+    }
+    assert!(failed.is_empty(), "{failed:?} failed\n{log}");
 }
