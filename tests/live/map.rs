@@ -501,27 +501,33 @@ fn what_is_unmapped_while_the_cluster_is_slow_is_in_use_by_nobody() {
 
 #[test]
 fn unmap_by_force_waits_for_nobody() {
-    let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
-    create(&ceph, "rbd/frozen", "64M");
-    let mapped = Mapped::new(&ceph, "rbd/frozen", &[]);
-    run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
-    let folder = mapped.mount().to_owned();
-    fs::write(folder.join("dirty"), vec![1; 4 << 20]).unwrap();
-    let daemons = ["mon.a", "osd.0"].map(|name| ceph.pid(name).to_string());
-    let signal =
-        |signal: &str| daemons.iter().for_each(|pid| drop(run("kill", &[signal, pid]).ok()));
-    signal("-STOP");
-    let syncing = std::thread::spawn(move || run("sync", &["-f", folder.to_str().unwrap()]));
-    std::thread::sleep(Duration::from_secs(1));
-    let began = Instant::now();
-    mapped.run(&["unmap", "--force", "rbd/frozen"]).ok();
-    let took = began.elapsed();
-    // It is itself that has 10 s, not this machine's other load.
-    assert!(took < Duration::from_secs(if full() { 10 } else { 30 }), "{took:?}");
-    // Whoever waited for the device has got an error instead.
-    syncing.join().unwrap();
-    signal("-CONT");
-    run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
+    // A cluster that says nothing, and one that is gone.
+    for signal in ["-STOP", "-KILL"] {
+        let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
+        create(&ceph, "rbd/frozen", "64M");
+        let mapped = Mapped::new(&ceph, "rbd/frozen", &[]);
+        run("mkfs.ext4", &["-q", "-F", &mapped.device]).ok();
+        let folder = mapped.mount().to_owned();
+        fs::write(folder.join("dirty"), vec![1; 4 << 20]).unwrap();
+        let daemons = ["mon.a", "osd.0"].map(|name| ceph.pid(name).to_string());
+        let send = |signal| daemons.iter().for_each(|pid| drop(run("kill", &[signal, pid]).ok()));
+        send(signal);
+        let syncing = std::thread::spawn(move || run("sync", &["-f", folder.to_str().unwrap()]));
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!syncing.is_finished(), "{signal}: nothing waits for the cluster");
+        let began = Instant::now();
+        mapped.run(&["unmap", "--force", "rbd/frozen"]).ok();
+        let took = began.elapsed();
+        // It is itself that has 10 s, not this machine's other load.
+        let limit = Duration::from_secs(if full() { 10 } else { 30 });
+        assert!(took < limit, "{signal}: {took:?}");
+        // Whoever waited for the device has got an error instead.
+        syncing.join().unwrap();
+        if signal == "-STOP" {
+            send("-CONT");
+        }
+        run("umount", &["-l", mapped.mount.to_str().unwrap()]).ok();
+    }
 }
 
 /// Ends what a table has mapped, should its test not come so far.
