@@ -314,6 +314,9 @@ fn file_system(ceph: &Ceph, guest: &Guest) {
          $(($(cat discard_max_bytes) > 0)) $(($(cat write_zeroes_max_bytes) > 0)) $(ls ../mq | wc -l)",
     );
     assert_eq!(queue, "512 0 write back 1 4096 1 1 2\n");
+    // What is flushed on one connection is flushed on all.
+    let flags = "mount -t debugfs none /sys/kernel/debug; cat /sys/kernel/debug/nbd/nbd0/flags";
+    assert_eq!(guest.ok(&format!("{flags} | awk '/Hex/ {{ print $2 }}'")), "0x00000d6d\n");
 
     let verify = guest.ok(
         "mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /mnt
@@ -484,7 +487,12 @@ fn partitions(ceph: &Ceph, guest: &Guest) {
     guest.ok(
         "DEV=$(rbd-nbd-rs map rbd/parts); printf 'n\\np\\n1\\n\\n\\nw\\n' | fdisk $DEV > /dev/null
          for i in $(seq 100); do [ -b ${DEV}p1 ] && break; sleep 0.1; done; mkfs.ext4 -q ${DEV}p1; mount ${DEV}p1 /mnt
-         ! rbd-nbd-rs unmap $DEV || exit 1; umount /mnt; rbd-nbd-rs unmap $DEV",
+         ! rbd-nbd-rs unmap $DEV || exit 1
+         # It grows under a partition that is in use.
+         echo there > /mnt/file; rbd-nbd-rs resize rbd/parts --size 440M --no-progress
+         for i in $(seq 300); do [ $(blockdev --getsz $DEV) = 901120 ] && break; sleep 0.1; done
+         [ $(blockdev --getsz $DEV) = 901120 ]; echo 3 > /proc/sys/vm/drop_caches; grep there /mnt/file
+         umount /mnt; [ -b ${DEV}p1 ]; rbd-nbd-rs unmap $DEV",
     );
     // As blktests' nbd/002, but without udev: they come and go with the device, when it is opened.
     guest.ok("for type in nbd ioctl nbd; do
@@ -552,10 +560,10 @@ fn left_and_taken_over(ceph: &Ceph, guest: &Guest) {
          read DEV COOKIE <<< \"$(rbd-nbd-rs map rbd/left --show-cookie)\"
          mkfs.ext4 -q $DEV; mount $DEV /mnt; echo hello > /mnt/file; sync
          rbd-nbd-rs detach rbd/left; [ -z \"$(rbd-nbd-rs list-mapped)\" ]
-         ! rbd-nbd-rs attach rbd/left --device $DEV
-         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie other
+         ! rbd-nbd-rs attach rbd/left --device $DEV || exit 1
+         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie other || exit 1
          [ \"$(rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE)\" = $DEV ]
-         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE
+         ! rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE || exit 1
          grep -q hello /mnt/file
          dd if=/dev/zero of=/mnt/zeros bs=64k count=100 conv=fsync & DD=$!
          BEFORE=$(rbd-nbd-rs list-mapped | awk '/nbd/ { print $1 }'); rbd-nbd-rs upgrade $DEV
@@ -611,7 +619,7 @@ fn many(ceph: &Ceph, guest: &Guest) {
              [ $(cat /tmp/dev.* | sort -u | grep -c /dev/nbd) = 10 ]
              for i in $(seq 0 9); do rbd-nbd-rs unmap rbd/many$i & done; wait
              [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; [ -z \"$(ls /sys/block/nbd*/pid 2>/dev/null)\" ]
-             ! pidof rbd-nbd
+             ! pidof rbd-nbd || exit 1
          done
          for i in $(seq {row}); do DEV=$(rbd-nbd-rs map rbd/many1); [ $DEV = /dev/nbd0 ]; rbd-nbd-rs unmap $DEV; done
          ! pidof rbd-nbd"
@@ -648,17 +656,20 @@ fn frozen(ceph: &Ceph, guest: &Guest) {
     signal("-CONT");
     guest.ok("rbd-nbd-rs attach --cookie left; rbd-nbd-rs unmap rbd/frozen --cookie left");
     // Forced, what is in flight fails and nothing is stuck.
-    guest.ok("dd if=/dev/urandom of=/mnt/more bs=1M count=4 2>/dev/null");
-    signal("-STOP");
-    guest.ok("sync > /dev/null 2>&1 & sleep 1; true");
-    let began = Instant::now();
-    guest.ok("rbd-nbd-rs unmap --force rbd/frozen");
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    guest.ok(
-        "for i in $(seq 100); do ps -o stat,comm | grep '^D' || break; sleep 0.1; done; ! ps -o stat,comm | grep '^D'
-         umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd; ! pidof sync",
-    );
-    signal("-CONT");
+    ceph.rbd(&["create", "--size", "64M", "frozen-ioctl"]);
+    let other = "DEV=$(rbd-nbd-rs map rbd/frozen-ioctl --device-type ioctl); mkfs.ext4 -q $DEV; mount $DEV /mnt; ";
+    for (image, made) in [("frozen", ""), ("frozen-ioctl", other)] {
+        guest.ok(&format!("{made}dd if=/dev/urandom of=/mnt/more bs=1M count=4 2>/dev/null"));
+        signal("-STOP");
+        guest.ok("sync > /dev/null 2>&1 & sleep 1; true");
+        let began = Instant::now();
+        guest.ok(&format!("rbd-nbd-rs unmap --force rbd/{image}"));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        guest.ok("for i in $(seq 100); do ps -o stat,comm | grep '^D' || break; sleep 0.1; done
+             ! ps -o stat,comm | grep '^D' || exit 1
+             umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd sync");
+        signal("-CONT");
+    }
 }
 
 /// What people do on a file system: git, tar and sqlite, while the process that serves it is killed again and again.
