@@ -33,7 +33,10 @@ pub struct Args {
     pub options: Vec<(String, String)>,
 }
 
-/// Options that take no value, beside those given as `--no-…`.
+/// What follows a flag and is its value, as Ceph has it: all else may be what it is given with `=`.
+const WORDS: [&str; 4] = ["true", "false", "1", "0"];
+
+/// Options that need no value, beside those given as `--no-…`.
 const FLAGS: &[&str] = &[
     "abort_on_full",
     "rbd_cache",
@@ -78,7 +81,7 @@ impl Args {
     pub fn take(arguments: &mut Vec<String>) -> Result<Self, ConfigError> {
         let mut args = Self::default();
         let mut rest = Vec::with_capacity(arguments.len());
-        let mut words = std::mem::take(arguments).into_iter();
+        let mut words = std::mem::take(arguments).into_iter().peekable();
         while let Some(word) = words.next() {
             if word == "--" {
                 rest.push(word);
@@ -99,6 +102,7 @@ impl Args {
                     continue;
                 }
                 flag if FLAGS.contains(&flag) => {
+                    let given = given.or_else(|| words.next_if(|word| WORDS.contains(&&**word)));
                     args.options.push((name, given.unwrap_or_else(|| "true".to_owned())));
                     continue;
                 }
@@ -197,6 +201,14 @@ mod tests {
         assert_eq!(args.option("no_mon_config"), Some("false"));
         assert_eq!(args.option("rbd_cache"), Some("no"));
         assert_eq!(args.option("log_to_file"), Some("true"));
+        // In a word of its own, only what can hardly be anything else.
+        let (args, rest) =
+            take("--rbd-cache false x --log-to-file 1 --err-to-stderr y --no-mon-config 0");
+        assert_eq!(rest, "x y 0");
+        assert_eq!(args.option("rbd_cache"), Some("false"));
+        assert_eq!(args.option("log_to_file"), Some("1"));
+        assert_eq!(args.option("err_to_stderr"), Some("true"));
+        assert_eq!(args.option("no_mon_config"), Some("true"));
         let (args, _) = take("--mon-config=false --no-rbd-cache=perhaps");
         assert_eq!(args.option("no_mon_config"), Some("true"));
         assert_eq!(args.option("rbd_cache"), Some("perhaps"));
