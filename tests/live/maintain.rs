@@ -60,6 +60,10 @@ fn librbd_has_us_do_what_only_the_owner_may() {
         ceph.rbd(&["snap", "create", "--no-progress", "asked@two"]);
         assert!(io(&uri, &["write -P 7 5M 2M"]));
         assert_eq!(ceph.exported("asked@one"), before);
+        ceph.rbd(&["snap", "rename", "asked@two", "asked@third"]);
+        ceph.rbd(&["snap", "protect", "asked@third"]);
+        ceph.rbd(&["snap", "unprotect", "asked@third"]);
+        ceph.rbd(&["snap", "rename", "asked@third", "asked@two"]);
         assert_eq!(ceph.lock_owner("asked"), owner, "done by us");
         // librbd takes the lock to look.
         for spec in ["asked", "asked@one", "asked@two"] {
@@ -116,6 +120,12 @@ fn we_have_librbd_do_what_only_the_owner_may() {
         let refused = ceph.ours(&["resize", "--no-progress", "--size", "96M", "theirs"]);
         assert_eq!(refused.code, 22, "{refused}");
         ceph.ours(&["resize", "--no-progress", "--size", "96M", "--allow-shrink", "theirs"]).ok();
+        ceph.ours(&["snap", "create", "--no-progress", "theirs@one"]).ok();
+        ceph.ours(&["snap", "rename", "theirs@one", "theirs@two"]).ok();
+        for verb in ["protect", "unprotect", "rm"] {
+            ceph.ours(&["snap", verb, "theirs@two"]).ok();
+        }
+        assert_eq!(ceph.rbd(&["snap", "ls", "--all", "theirs"]), "");
         ceph.ours(&["object-map", "rebuild", "--no-progress", "theirs"]).ok();
         ceph.ours(&["feature", "disable", "theirs", "object-map", "fast-diff"]).ok();
         assert!(!ceph.features("theirs").contains(&"object-map".to_owned()));

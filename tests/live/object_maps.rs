@@ -139,6 +139,29 @@ fn maps_are_right_that_were_made_anew_under_writes() {
     });
 }
 
+/// Nobody asks OSDs for objects that the map says are not there: so one that came behind its back is not seen.
+#[test]
+fn what_is_absent_by_the_map_is_neither_read_nor_discarded() {
+    on_each_release(|ceph| {
+        ceph.rbd(&["create", "spared", "--size", "256K", "--object-size", "4K"]);
+        let object = format!("{}.{:016x}", ceph.data_prefix("spared"), 3);
+        let serve = ceph.serve(&["rbd/spared"]);
+        let uri = serve.uri("rbd/spared");
+        let file = ceph.dir().join("sevens");
+        std::fs::write(&file, [7; 4096]).unwrap();
+        ceph.rados(&["-p", "rbd", "put", &object, file.to_str().unwrap()]);
+        // Without the lock the map may be another one by now.
+        assert!(io(&uri, &["read -P 7 12k 4k"]));
+        assert!(io(&uri, &["write -P 1 128k 4k", "read -P 0 12k 4k", "discard 0 64k"]));
+        assert!(ceph.rados(&["-p", "rbd", "ls"]).contains(&object));
+        serve.terminate();
+        let serve = ceph.serve(&["--read-only", "rbd/spared"]);
+        let uri = serve.uri("rbd/spared");
+        let read = ["-r", "-f", "raw", &uri, "-c", "read -P 7 12k 4k"];
+        assert!(!crate::run("qemu-io", &read).ok().contains("failed"));
+    });
+}
+
 /// A write makes an object for snapshots, and stands still at some step of that when the maps begin to be made anew:
 /// either it comes first, or what it makes is in all maps.
 #[test]

@@ -103,6 +103,14 @@ fn limits_that_nobody_keeps_are_named() {
         }
         serve.terminate();
         ceph.rbd(&["rm", "--no-progress", "limited"]);
+
+        // Of the pool, for an image in a namespace, too.
+        ceph.create_pool("limited");
+        ceph.rbd(&["namespace", "create", "limited/ns"]);
+        ceph.rbd(&["create", "limited/ns/image", "--size", "8M"]);
+        ceph.rbd(&["config", "pool", "set", "limited", "rbd_qos_iops_limit", "100"]);
+        let said = ceph.serve(&["limited/ns/image"]).terminate().1;
+        assert!(said.contains("rbd_qos_iops_limit"), "{said}");
     });
 }
 

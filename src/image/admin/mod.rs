@@ -1,4 +1,8 @@
 //! Administration of images: what `rbd create`, `ls`, `info`, `rm`, `resize` and `status` do.
+//!
+//! What only reads is cancel-safe. What changes something goes as far as it has got when its future is dropped, and
+//! what was sent still happens: unless a function says otherwise, doing it again finishes it, as after a crash, or
+//! fails because it was done ([`Kind::Exists`], [`Kind::NotFound`]).
 
 mod children;
 mod clone;
