@@ -33,6 +33,9 @@ const READS_PER_TURN: usize = 4;
 /// How many pieces one vectored write takes (the kernel's `UIO_MAXIOV` is 1024; more than this gains nothing).
 pub(crate) const WRITE_PIECES: usize = 64;
 
+/// How many pieces there usually are when few requests are in flight: a frame, and the payload of a write.
+pub(crate) const FEW_PIECES: usize = 4;
+
 /// How long a TCP connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -132,7 +135,11 @@ pub(crate) async fn drive(mut stream: Box<dyn Stream>, owner: &impl Owner) -> Lo
     poll_fn(|cx| {
         for _ in 0..READS_PER_TURN {
             let write = &mut |cx: &mut Context<'_>, pieces: &[IoSlice<'_>]| {
-                Pin::new(&mut stream).poll_write_vectored(cx, pieces)
+                // One piece goes by `send`, which asks the kernel for less than `writev`.
+                match pieces {
+                    [piece] => Pin::new(&mut stream).poll_write(cx, piece),
+                    _ => Pin::new(&mut stream).poll_write_vectored(cx, pieces),
+                }
             };
             if let Err(lost) = owner.transmit(cx, write) {
                 return Poll::Ready(lost);

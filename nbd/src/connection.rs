@@ -85,12 +85,7 @@ pub(crate) async fn serve(
     let Some(agreed) = agreed else { return Ok(()) };
     counters.connections.fetch_add(1, Ordering::Relaxed);
     tracing::debug!(export = agreed.export.name, structured = agreed.structured, "connected");
-    let mut ending = phase.clone();
-    let mut transmission = Transmission::new(stream, agreed, input, counters);
-    tokio::select! {
-        end = transmission.run(phase) => end,
-        _ = ending.wait_for(|phase| *phase == Phase::Ended) => Ok(()),
-    }
+    Transmission::new(stream, agreed, input, counters).run(phase).await
 }
 
 /// Serves the kernel, which was told everything that the handshake is for, until it leaves or the server shuts down.
@@ -106,13 +101,9 @@ pub(crate) async fn serve_kernel(
 ) -> Result<Option<(Socket, BytesMut)>, ConnectionError> {
     let agreed = Agreed { export, structured: false, extents: false };
     counters.connections.fetch_add(1, Ordering::Relaxed);
-    let mut ending = phase.clone();
     let mut transmission = Transmission::new(&mut stream, agreed, input, counters);
     transmission.asked_again = true;
-    tokio::select! {
-        end = transmission.run(phase) => end?,
-        _ = ending.wait_for(|phase| *phase == Phase::Ended) => {}
-    }
+    transmission.run(phase).await?;
     let whole = transmission.stands_still() && transmission.is_idle() && !transmission.end_of_input;
     let input = std::mem::take(&mut transmission.input);
     drop(transmission);
@@ -167,6 +158,10 @@ struct Transmission<'a, S> {
     input: BytesMut,
     reading: Reading,
     end_of_input: bool,
+    /// The socket has no more to read, and wakes us when it has.
+    dry: bool,
+    /// The device has completed no more, and wakes us when it has.
+    quiet: bool,
     /// Requests the device has; their keys are the tokens.
     pending: Slab<Pending>,
     /// What these may take, in bytes.
@@ -204,6 +199,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
             input,
             reading: Reading::Request,
             end_of_input: false,
+            dry: false,
+            quiet: false,
             pending: Slab::with_capacity(64),
             pending_cost: 0,
             completions: Vec::with_capacity(64),
@@ -214,8 +211,11 @@ impl<'a, S: Stream> Transmission<'a, S> {
         }
     }
 
+    /// Until the client leaves, or what the server has come to ends it.
     async fn run(&mut self, mut phase: watch::Receiver<Phase>) -> Result<(), ConnectionError> {
+        let mut ending = phase.clone();
         let mut drain = pin!(phase.wait_for(|phase| *phase > Phase::Serving));
+        let mut ended = pin!(ending.wait_for(|phase| *phase == Phase::Ended));
         let end = poll_fn(|cx| {
             if self.draining.is_none()
                 && let Poll::Ready(phase) = drain.as_mut().poll(cx)
@@ -223,13 +223,22 @@ impl<'a, S: Stream> Transmission<'a, S> {
                 self.draining = Some(self.pending.len());
                 self.handed_over = phase.is_ok_and(|phase| *phase == Phase::HandingOver);
             }
-            self.poll(cx)
+            if self.draining.is_some() && ended.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.poll(cx).map(Some)
         })
         .await;
-        // A socket that failed has nothing to wait for.
-        end?;
+        match end {
+            // A socket that failed has nothing to wait for.
+            Some(end) => end?,
+            None => return Ok(()),
+        }
         if !self.asked_again {
-            let _ = timeout(limits::LINGER, self.linger()).await;
+            tokio::select! {
+                _ = timeout(limits::LINGER, self.linger()) => {}
+                _ = ended => {}
+            }
         }
         match std::mem::replace(&mut self.reading, Reading::Request) {
             Reading::Nothing(reason) => reason,
@@ -240,6 +249,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
     /// Everything that can be done without waiting. Ready when the connection is over and all that was to be said has
     /// been said.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Who said in this turn that there is nothing yet wakes us when there is: that is not asked again.
+        (self.dry, self.quiet) = (false, false);
         loop {
             let received = self.poll_receive(cx)?;
             let parsed = self.parse(cx);
@@ -289,12 +300,15 @@ impl<'a, S: Stream> Transmission<'a, S> {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.is_last_read() || !self.has_room(cx) {
+        if self.dry || self.is_last_read() || !self.has_room(cx) {
             return Ok(false);
         }
         self.make_room();
         match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.dry = true;
+                Ok(false)
+            }
             Poll::Ready(Ok(0)) => {
                 // Replies still go out: the client may have closed its half only.
                 self.end_of_input = true;
@@ -381,6 +395,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
         }
         if submitted {
             self.queue.kick();
+            self.quiet = false;
         }
         parsed || submitted
     }
@@ -406,7 +421,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
 
     /// Turns what the device has completed into replies.
     fn poll_complete(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.pending.is_empty() {
+        if self.quiet || self.pending.is_empty() {
             return false;
         }
         let mut completions = std::mem::take(&mut self.completions);
@@ -421,6 +436,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
             }
         }
         self.completions = completions;
+        self.quiet = !ready;
         ready
     }
 
@@ -465,8 +481,14 @@ impl<'a, S: Stream> Transmission<'a, S> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut sent = false;
         while self.replies.bytes() > 0 {
-            let mut slices = [IoSlice::new(&[]); limits::WRITE_PIECES];
-            let filled = self.replies.fill(&mut slices);
+            // Room for many costs as much as the rest of this does for few.
+            let (mut few, mut many) = ([IoSlice::new(&[]); limits::FEW_PIECES], None);
+            let mut slices = &mut few[..];
+            let mut filled = self.replies.fill(slices);
+            if filled == limits::FEW_PIECES {
+                slices = many.insert([IoSlice::new(&[]); limits::WRITE_PIECES]);
+                filled = self.replies.fill(slices);
+            }
             match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..filled]) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),

@@ -36,6 +36,9 @@ pub const BYTES_IN_FLIGHT: u64 = 64 << 20;
 /// Pieces given to one vectored write: 64 replies to reads. The kernel takes 1024, but a socket buffer is full before.
 pub const WRITE_PIECES: usize = 128;
 
+/// Pieces that there usually are when few requests are in flight: a reply and what was read.
+pub const FEW_PIECES: usize = 4;
+
 /// Descriptors in one reply to a block status request; the client asks again where they end. The protocol document
 /// allows 2^20, but 512 such replies at once would be gigabytes.
 pub const EXTENTS: usize = 1 << 16;

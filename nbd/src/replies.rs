@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::device::{Allocation, Errno, Extent, ReadData, Segment};
-use crate::limits::{EXTENTS, WRITE_PIECES};
+use crate::limits::EXTENTS;
 use crate::request::{Pending, Refusal};
 use crate::wire::{self, chunk, command_flag, state};
 
@@ -35,7 +35,7 @@ impl Replies {
     }
 
     /// Fills `slices` with what is to be sent next, and says how many it filled.
-    pub(crate) fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>; WRITE_PIECES]) -> usize {
+    pub(crate) fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut heads: &[u8] = &self.heads;
         let mut filled = 0;
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
@@ -232,6 +232,7 @@ pub(crate) fn refusal(request: &Pending, errno: Errno) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::WRITE_PIECES;
     use crate::wire::command;
 
     fn pending(command: u16, flags: u16, offset: u64, len: u32) -> Pending {

@@ -80,7 +80,11 @@ impl Shared {
 
     /// Changes the state, then sends what is to be sent, delivers results, and wakes whoever has to act.
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let now = self.now();
+        self.with_at(self.now(), change)
+    }
+
+    /// The same, by who has looked at the clock.
+    fn with_at<T>(&self, now: Instant, change: impl FnOnce(&mut State) -> T) -> T {
         let mut to_wake = Vec::new();
         let (result, supervise, roomy) = {
             let mut state = self.lock();
@@ -319,7 +323,7 @@ impl Cluster {
             operation.mtime = wall_clock();
         }
         let now = self.0.shared.now();
-        self.0.shared.with(|state| state.submit(now, operation, Waiter::One(sender)));
+        self.0.shared.with_at(now, |state| state.submit(now, operation, Waiter::One(sender)));
         match result.await {
             Ok(result) => result.map_err(op_error),
             Err(_) => Err(self.closed()),
@@ -331,7 +335,7 @@ impl Cluster {
         let (sender, _) = oneshot::channel();
         operation.mtime = wall_clock();
         let now = self.0.shared.now();
-        self.0.shared.with(|state| state.submit(now, operation, Waiter::One(sender)));
+        self.0.shared.with_at(now, |state| state.submit(now, operation, Waiter::One(sender)));
     }
 
     /// Watches an object. Returns the watch's cookie and what happens to it; the receiver ends when nothing more will.
@@ -342,7 +346,7 @@ impl Cluster {
         timeout: Duration,
     ) -> (u64, mpsc::Receiver<WatchEvent>) {
         let now = self.0.shared.now();
-        self.0.shared.with(|state| state.watch(now, locator, object, timeout))
+        self.0.shared.with_at(now, |state| state.watch(now, locator, object, timeout))
     }
 
     /// A cookie for a notification, and its completion.

@@ -29,7 +29,7 @@ use super::completion::{Inbox, Waiter};
 use super::wall_clock;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::net::{Lost, TryWrite, WRITE_PIECES};
+use crate::net::{FEW_PIECES, Lost, TryWrite, WRITE_PIECES};
 
 /// How long to wait before an OSD is called again: doubled each time, up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
@@ -608,8 +608,14 @@ impl State {
             return Err(end);
         }
         while link.connection.has_transmit() {
-            let mut pieces = [IoSlice::new(&[]); WRITE_PIECES];
-            let count = link.connection.transmit_slices(&mut pieces);
+            // Room for many costs as much as the rest of this does for few.
+            let (mut few, mut many) = ([IoSlice::new(&[]); FEW_PIECES], None);
+            let mut pieces = &mut few[..];
+            let mut count = link.connection.transmit_slices(pieces);
+            if count == FEW_PIECES {
+                pieces = many.insert([IoSlice::new(&[]); WRITE_PIECES]);
+                count = link.connection.transmit_slices(pieces);
+            }
             match write(cx, &pieces[..count]) {
                 Poll::Ready(written) => link.connection.transmitted(written?),
                 Poll::Pending => break,

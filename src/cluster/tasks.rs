@@ -15,7 +15,7 @@ use crate::net::{self, Lost, TryWrite};
 pub(super) async fn supervise(shared: Arc<Shared>) {
     loop {
         let now = shared.now();
-        shared.with(|state| state.handle_timeout(now));
+        shared.with_at(now, |state| state.handle_timeout(now));
         if shared.lock().take_reread_key() {
             let config = Arc::clone(&shared.lock().config);
             reread_key(&shared, &config);
@@ -47,7 +47,7 @@ fn reread_key(shared: &Shared, config: &Config) {
     match login::reread_key(config) {
         Ok(Some((key, file))) => {
             let (now, file) = (shared.now(), file.display());
-            if shared.with(|state| state.mon.set_key(now, key)) {
+            if shared.with_at(now, |state| state.mon.set_key(now, key)) {
                 tracing::warn!(
                     "the key of {name} was refused; {file} has a new one, logging in with that"
                 );
@@ -73,7 +73,7 @@ async fn run_link(shared: Arc<Shared>, dial: Dial) {
         Err(lost) => lost,
     };
     let now = shared.now();
-    shared.with(|state| state.handle_lost(now, dial.link, lost));
+    shared.with_at(now, |state| state.handle_lost(now, dial.link, lost));
     shared.changed.notify_one();
 }
 
@@ -90,6 +90,6 @@ impl net::Owner for Link<'_> {
 
     fn receive(&self, input: &mut BytesMut) -> Result<usize, Lost> {
         let now = self.shared.now();
-        self.shared.with(|state| state.receive(now, self.id, input))
+        self.shared.with_at(now, |state| state.receive(now, self.id, input))
     }
 }

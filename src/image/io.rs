@@ -422,8 +422,8 @@ impl Queue {
         self.requests.insert(request.showing(self.live.overlap()));
     }
 
-    fn operation(&mut self, object: u64, ops: Vec<OsdOp>) -> Operation {
-        let name = String::from_utf8_lossy(self.names.of(object)).into_owned();
+    fn operation(&self, object: u64, ops: Vec<OsdOp>) -> Operation {
+        let name = self.names.of(object);
         Operation::new(self.image.data_pool().locator(), name, ops)
     }
 

@@ -57,10 +57,10 @@ pub fn data_prefix(image_id: &str, header_pool_if_data_is_elsewhere: Option<Pool
     }
 }
 
-/// The names of an image's data objects. Only the number at the end is written anew for each.
+/// The names of an image's data objects.
 #[derive(Clone, Debug)]
 pub struct DataNames {
-    name: Vec<u8>,
+    prefix: String,
 }
 
 const DIGITS: usize = 16;
@@ -68,28 +68,24 @@ const DIGITS: usize = 16;
 impl DataNames {
     /// For the `object_prefix` of an image's header.
     pub fn new(object_prefix: &str) -> Self {
-        let mut name = Vec::with_capacity(object_prefix.len() + 1 + DIGITS);
-        name.extend_from_slice(object_prefix.as_bytes());
-        name.push(b'.');
-        name.extend_from_slice(&[b'0'; DIGITS]);
-        Self { name }
+        Self { prefix: format!("{object_prefix}.") }
     }
 
     /// The name of an object: the prefix, a dot, and its number in 16 hexadecimal digits.
     #[inline]
-    pub fn of(&mut self, object: u64) -> &[u8] {
-        let mut rest = object;
-        for digit in self.name.iter_mut().rev().take(DIGITS) {
-            *digit = char::from_digit((rest & 0xf) as u32, 16).map_or(b'0', |c| c as u8);
-            rest >>= 4;
+    pub fn of(&self, object: u64) -> String {
+        let mut name = String::with_capacity(self.prefix.len() + DIGITS);
+        name.push_str(&self.prefix);
+        for place in (0..DIGITS).rev() {
+            let digit = (object >> (4 * place)) as u8 & 0xf;
+            name.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
         }
-        &self.name
+        name
     }
 
     /// The number of an object, if it is one of the image's.
     pub fn number(&self, name: &[u8]) -> Option<u64> {
-        let (prefix, _) = self.name.split_at_checked(self.name.len().checked_sub(DIGITS)?)?;
-        let digits = name.strip_prefix(prefix)?;
+        let digits = name.strip_prefix(self.prefix.as_bytes())?;
         let digits = std::str::from_utf8(digits).ok().filter(|digits| {
             digits.len() == DIGITS && digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
         })?;
@@ -125,10 +121,10 @@ mod tests {
 
     #[test]
     fn data_objects() {
-        let mut names = DataNames::new("rbd_data.7.10");
-        assert_eq!(names.of(0), b"rbd_data.7.10.0000000000000000");
-        assert_eq!(names.of(0xfedc_ba98_7654_3210), b"rbd_data.7.10.fedcba9876543210");
-        assert_eq!(names.of(255), b"rbd_data.7.10.00000000000000ff");
+        let names = DataNames::new("rbd_data.7.10");
+        assert_eq!(names.of(0), "rbd_data.7.10.0000000000000000");
+        assert_eq!(names.of(0xfedc_ba98_7654_3210), "rbd_data.7.10.fedcba9876543210");
+        assert_eq!(names.of(255), "rbd_data.7.10.00000000000000ff");
         assert_eq!(names.number(b"rbd_data.7.10.00000000000000ff"), Some(255));
         for other in [
             &b"rbd_data.7.10.00000000000000fF"[..],

@@ -90,11 +90,11 @@ fn of_range(
     // A parent may have one itself.
     Box::pin(async move {
         let (layout, live) = (*image.layout(), image.0.current.get());
-        let mut names = DataNames::new(&live.header.object_prefix);
+        let names = DataNames::new(&live.header.object_prefix);
         // Data, and what is none any more, by where it is in the image.
         let (mut data, mut gone) = (Ranges::default(), Ranges::default());
         for extent in layout.extents(offset, length) {
-            let name = String::from_utf8_lossy(names.of(extent.object)).into_owned();
+            let name = names.of(extent.object);
             let snaps = list_snaps(image.data_pool(), &name).await?;
             let whole = options.whole_objects.then_some(layout.object_size());
             let changed = Changed::between(&snaps, options.from, image.read_snap(), whole);

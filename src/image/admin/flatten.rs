@@ -139,8 +139,8 @@ async fn copy_up_one(image: &Image, which: Copied, object: u64) -> Result<bool> 
     if gone || !shows(&header.layout, object, live.overlap()) {
         return Ok(false);
     }
-    let mut names = DataNames::new(&header.object_prefix);
-    let name = String::from_utf8_lossy(names.of(object)).into_owned();
+    let names = DataNames::new(&header.object_prefix);
+    let name = names.of(object);
     let absent = live.map.as_ref().is_some_and(|map| map.is_absent(object));
     if !absent && or_none(image.data_pool().stat(&name).await)?.is_some() {
         return Ok(false);

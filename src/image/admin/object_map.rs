@@ -201,13 +201,13 @@ impl Maps {
             .map(|(snap, objects)| (*snap, ObjectStates::new(*objects, ObjectState::Absent)))
             .collect();
         let total = self.versions.iter().map(|(_, objects)| *objects).max().unwrap_or(0);
-        let mut names = DataNames::new(&image.header().object_prefix);
+        let names = DataNames::new(&image.header().object_prefix);
         let window = image.cluster().config().rbd.concurrent_management_ops.max(1) as usize;
         let (mut next, mut done, mut under_way) = (0, 0, JoinSet::new());
         progress(0, total);
         while done < total {
             while next < total && under_way.len() < window {
-                let name = String::from_utf8_lossy(names.of(next)).into_owned();
+                let name = names.of(next);
                 let (pool, object) = (image.data_pool().clone(), next);
                 let (this, image, head) = (Arc::clone(self), image.clone(), head.cloned());
                 under_way.spawn(async move {

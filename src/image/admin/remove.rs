@@ -170,13 +170,12 @@ pub(super) async fn is_mirrored(pool: &Pool, id: &str) -> Result<bool> {
 async fn remove_data(image: &Image, progress: Progress<'_>) -> Result<()> {
     let live = image.0.current.get();
     let header = &live.header;
-    let mut names = DataNames::new(&header.object_prefix);
+    let names = DataNames::new(&header.object_prefix);
     let total = header.layout.objects(header.size);
     let absent = |object: &u64| live.map.as_ref().is_some_and(|map| map.is_absent(*object));
     let mut done = (0..total).filter(absent).count() as u64;
-    let objects = (0..total)
-        .filter(|object| !absent(object))
-        .map(|object| (String::from_utf8_lossy(names.of(object)).into_owned(), Op::Delete));
+    let objects =
+        (0..total).filter(|object| !absent(object)).map(|object| (names.of(object), Op::Delete));
     let window = image.cluster().config().rbd.concurrent_management_ops;
     let snaps = Arc::new(header.snap_context.clone());
     progress(done, total);

@@ -135,7 +135,7 @@ async fn trim(
             disk.update(*range, ObjectState::Pending, Some(ObjectState::Exists)).await?;
         }
     }
-    let mut names = DataNames::new(&header.object_prefix);
+    let names = DataNames::new(&header.object_prefix);
     let there = |object: &u64| map.is_none_or(|map| !map.is_absent(*object));
     let changes = (begin..end).filter(there).filter_map(|object| {
         let (len, was) = (layout.object_len(object, size), layout.object_len(object, header.size));
@@ -146,7 +146,7 @@ async fn trim(
             // To cut an object that is shorter makes it longer; to zero it to its end cuts it, or does nothing.
             len => Op::Zero { offset: len, length: was - len },
         };
-        Some((String::from_utf8_lossy(names.of(object)).into_owned(), op))
+        Some((names.of(object), op))
     });
     let window = image.cluster().config().rbd.concurrent_management_ops;
     let snaps = Arc::new(header.snap_context.clone());

@@ -292,10 +292,10 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
         let all = ObjectStates::new(header.layout.objects(header.size), ObjectState::Exists);
         image.0.on_disk_map().save(SnapId::HEAD, all).await.context(&doing)?;
     }
-    let mut names = DataNames::new(&header.object_prefix);
+    let names = DataNames::new(&header.object_prefix);
     let total = header.layout.objects(snapshot.image_size);
     let changes = (0..total).map(|object| {
-        let name = String::from_utf8_lossy(names.of(object)).into_owned();
+        let name = names.of(object);
         (name, Op::Rollback { snap: snapshot.id })
     });
     let window = image.cluster().config().rbd.concurrent_management_ops;
