@@ -178,6 +178,7 @@ fn what_has_changed_is_told_as_rbd_tells_it() {
             for (snap, what) in [
                 ("none", "flush"),
                 ("small", "write 0 128k"),
+                ("still", "flush"),
                 ("large", "write 0 1M"),
                 ("gone", "discard 0 1M"),
                 ("again", "write 0 1M"),

@@ -151,6 +151,10 @@ impl Changed {
         let before = from.map(|from| Step::between(snaps, SnapId(0), from, whole));
         let size_before = before.as_ref().map_or(0, |step| step.size);
         let step = Step::between(snaps, from.unwrap_or(SnapId(0)), to, whole);
+        // Nor has its end, which `before` may take for that of a whole object.
+        if step.changed.is_empty() {
+            return Self::default();
+        }
         let mut written = step.changed;
         let mut zeroed = Ranges::of(step.size, size_before);
         written.remove_all(&zeroed);
@@ -403,6 +407,8 @@ mod tests {
         assert_eq!(changed(&snaps, Some(3), HEAD), [vec![], vec![]], "it came in between");
         assert_eq!(changed(&snaps, None, HEAD), [vec![], vec![]], "there was nothing before");
         assert_eq!(changed(&ObjectSnaps::default(), Some(4), HEAD), [vec![], vec![]]);
+        let then = Changed::between(&snaps, Some(SnapId(4)), SnapId(4), Some(4096));
+        assert_eq!(then, Changed::default(), "it is as long as before, and no whole one");
         let whole = Changed::between(&snaps, Some(SnapId(3)), SnapId(4), Some(4096));
         assert_eq!(whole.written, Ranges::of(0, 4096));
     }
