@@ -10,13 +10,13 @@ use std::fmt::Write as _;
 use support::{Ceph, Guest, Machine, Options, run};
 
 /// What fio does: its name, `--rw`, `--bs` and `--iodepth`.
-const WORKLOADS: &[(&str, &str, &str, u32)] = &[
-    ("4K random read, depth 1", "randread", "4k", 1),
-    ("4K random write, depth 1", "randwrite", "4k", 1),
-    ("4K random read, depth 16", "randread", "4k", 16),
-    ("4K random write, depth 16", "randwrite", "4k", 16),
-    ("128K sequential read, depth 4", "read", "128k", 4),
-    ("128K sequential write, depth 4", "write", "128k", 4),
+const WORKLOADS: &[(&str, &str, u32, u32)] = &[
+    ("4K random read, depth 1", "randread", 4 << 10, 1),
+    ("4K random write, depth 1", "randwrite", 4 << 10, 1),
+    ("4K random read, depth 16", "randread", 4 << 10, 16),
+    ("4K random write, depth 16", "randwrite", 4 << 10, 16),
+    ("128K sequential read, depth 4", "read", 128 << 10, 4),
+    ("128K sequential write, depth 4", "write", 128 << 10, 4),
 ];
 
 /// Of the image, in MiB. It is written in full.
@@ -59,7 +59,7 @@ struct Results {
 
 fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
-    let (seconds, rounds) = if quick { (1, 1) } else { (2, ROUNDS) };
+    let (seconds, rounds) = if quick { (1, 1) } else { (4, ROUNDS) };
     let ceph = Ceph::start(Options::default());
     let file = ceph.dir().join("random");
     let random = format!("head -c {IMAGE_MEGABYTES}M /dev/urandom > {}", file.display());
@@ -135,37 +135,35 @@ fn measure(guest: &Guest, contender: &Contender, seconds: u32, results: &mut Res
     };
     let (mapped, threads) = memory();
     for ((_, rw, size, depth), samples) in WORKLOADS.iter().zip(&mut results.samples) {
-        let fio = format!(
-            "fio --name=x --filename=$(cat /tmp/device) --size={IMAGE_MEGABYTES}M \
-             --direct=1 --ioengine=libaio \
-             --rw={rw} --bs={size} --iodepth={depth} --runtime={seconds} --time_based --norandommap \
-             --output-format=json"
-        );
-        let stat = "head -n 1 /proc/stat; PID=$(pidof rbd-nbd || true)
-                    if [ -n \"$PID\" ]; then sed 's/.*) //' /proc/$PID/stat; else echo; fi";
-        let out = guest.ok(&format!("{stat}\n{fio} --output=/tmp/fio\n{stat}\ncat /tmp/fio"));
-        let lines: Vec<_> = out.lines().collect();
-        let cpu = |line: usize| {
-            // user, nice, system, then idle and iowait, which are none, and both kinds of interrupts.
-            let words = times(lines[line]);
-            [0, 1, 2, 5, 6].iter().map(|at| words[*at]).sum::<f64>()
-        };
-        let process = |line: usize| {
-            let words: Vec<_> = lines[line].split_whitespace().collect();
-            let ticks = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
-            ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)
-        };
-        let start = out.find("\n{").unwrap();
-        let report: serde_json::Value = serde_json::from_str(&out[start..]).unwrap();
-        let of = |what: &str| {
-            let sum = |kind: &str| report["jobs"][0][kind][what].as_f64().unwrap();
-            sum("read") + sum("write")
-        };
-        let operations = of("total_ios");
+        // Looked at while fio is at work: what it takes to start it is not counted.
+        let out = guest.ok(&format!(
+            "DEV=$(cat /tmp/device); PID=$(pidof rbd-nbd || true)
+             fio --name=x --filename=$DEV --size={IMAGE_MEGABYTES}M --direct=1 --ioengine=libaio --output=/tmp/fio \
+                 --rw={rw} --bs={size} --iodepth={depth} --norandommap --time_based --runtime={} & FIO=$!
+             look() {{
+                 read -r UPTIME REST < /proc/uptime; read -r NAME CPU < /proc/stat
+                 read -r STAT < /sys/block/${{DEV#/dev/}}/stat; PROCESS=
+                 [ -z \"$PID\" ] || read -r PROCESS < /proc/$PID/stat
+                 printf '%s\\n' $UPTIME \"$CPU\" \"$STAT\" \"${{PROCESS#*) }}\"
+             }}
+             sleep 1; look; sleep {seconds}; look; wait $FIO",
+            seconds + 2
+        ));
+        let lines: Vec<_> = out.split('\n').map(times).collect();
+        assert_eq!(lines.len(), 9, "{out}");
+        let [uptime, cpu, disk, process] = [0, 1, 2, 3].map(|line| {
+            let (before, after) = (&lines[line], &lines[line + 4]);
+            move |at: usize| after.get(at).unwrap_or(&0.0) - before.get(at).unwrap_or(&0.0)
+        });
+        // Sectors read and written.
+        let operations = (disk(2) + disk(6)) * 512.0 / f64::from(*size);
+        // The kernel measures when its one processor is idle or waits for I/O; the rest it takes samples of.
+        let busy = uptime(0) * 1e6 - (cpu(3) + cpu(4)) * TICK;
         samples.push(Sample {
-            iops: of("iops"),
-            guest: (cpu(2) - cpu(0)) * TICK / operations,
-            process: (process(3) - process(1)) * TICK / operations,
+            iops: operations / uptime(0),
+            guest: busy / operations,
+            // In user space and in the kernel. (The state, which comes first, is no number.)
+            process: (process(10) + process(11)) * TICK / operations,
         });
     }
     results.memory = mapped.zip(memory().0);
