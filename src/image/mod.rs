@@ -317,7 +317,8 @@ impl Image {
     }
 
     /// Reads the header again. Returns when everything that is submitted from now on heeds it, and everything that was
-    /// submitted before is complete. Snapshots do not change.
+    /// submitted before is complete. Settings that cannot be read within seconds stay as they are. Snapshots do not
+    /// change.
     ///
     /// # Errors
     /// Whatever keeps the header from being read; [`Kind::TimedOut`] if writes under way do not end.

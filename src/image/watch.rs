@@ -19,7 +19,7 @@ use super::live::{Refusal, refusal};
 use super::parent::{Parent, Shared};
 use super::settings::Settings;
 use super::{Header, Inner, header};
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{Notification, Watch, WatchEvent};
 
 /// How long to wait before a lost watch is registered again or a header read again, doubled each time, up to the last.
@@ -28,6 +28,9 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 
 /// How long writes under way may keep a change from being acknowledged. Whoever notifies waits for less (librbd: 10 s).
 const DRAIN: Duration = Duration::from_secs(25);
+
+/// How long settings may take to be read. Whoever notifies of a change waits for us meanwhile (librbd: 10 s).
+const SETTINGS: Duration = Duration::from_secs(5);
 
 /// How long the end of the watch may take when the image is closed. An OSD that does not hear of us ends it itself
 /// (`osd_client_watch_timeout`).
@@ -214,13 +217,37 @@ impl Inner {
         // What a later one has read is as new as what this one has, or newer.
         let ticket = self.refreshes.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let header = Header::read(&self.pool, &self.id).await.context(&image)?;
-        let settings = Settings::read(&self.pool, &self.id);
-        let (parent, settings) =
-            tokio::try_join!(self.parent_of(&header), settings).context(&image)?;
+        let parent = self.parent_of(&header).await.context(&image)?;
         if self.refreshes.applied.fetch_max(ticket, Ordering::SeqCst) < ticket {
-            self.apply(header, parent, settings);
+            self.apply(header, parent);
         }
-        self.current.drained(DRAIN).await.context(image)
+        let settings = self.follow_settings(ticket);
+        let (drained, ()) = tokio::join!(self.current.drained(DRAIN), settings);
+        drained.context(image)
+    }
+
+    /// Those of the pool are in another placement group than the header, which may be out of reach: the header is in
+    /// effect before they are read, and whether they can be is no reason to be silent about it.
+    async fn follow_settings(&self, ticket: u64) {
+        let image = self.spec();
+        let read = tokio::time::timeout(SETTINGS, Settings::read(&self.pool, &self.id)).await;
+        let settings = match read.unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "no answer"))) {
+            Ok(settings) => settings,
+            Err(error) => {
+                return tracing::warn!(image, %error, "its settings stay as they were read before");
+            }
+        };
+        if self.refreshes.settled.fetch_max(ticket, Ordering::SeqCst) >= ticket {
+            return;
+        }
+        let old = Arc::clone(&self.current.get().settings);
+        if *old == settings {
+            return;
+        }
+        if !self.read_only && old.limits != settings.limits {
+            settings.warn(&image);
+        }
+        self.current.change(|live| live.settings = Arc::new(settings));
     }
 
     /// The parent that a header names, which is open already unless there is a new one.
@@ -238,13 +265,10 @@ impl Inner {
         }))
     }
 
-    fn apply(&self, header: Header, parent: Shared, settings: Settings) {
+    fn apply(&self, header: Header, parent: Shared) {
         let (image, old) = (self.spec(), self.current.get());
-        if *old.header == header && *old.settings == settings {
+        if *old.header == header {
             return;
-        }
-        if !self.read_only && old.settings.limits != settings.limits {
-            settings.warn(&image);
         }
         if old.header.size != header.size {
             let (from, to) = (old.header.size, header.size);
@@ -261,7 +285,6 @@ impl Inner {
         self.current.change(|live| {
             live.refusal = refusal;
             live.set_header(header, parent);
-            live.settings = Arc::new(settings);
         });
         self.lock.look();
     }
@@ -271,5 +294,7 @@ impl Inner {
 #[derive(Debug, Default)]
 pub(super) struct Refreshes {
     begun: AtomicU64,
+    /// The last of which the header is in effect, and the last of which the settings are.
     applied: AtomicU64,
+    settled: AtomicU64,
 }

@@ -5,12 +5,17 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ceph_native::cluster::Cluster;
 use ceph_native::error::Kind;
-use ceph_native::pool::WatchEvent;
+use ceph_native::image::admin::{self, CreateOptions};
+use ceph_native::image::{Image, OpenOptions, SnapshotNamespace};
+use ceph_native::pool::{Pool, WatchEvent};
+use proto::rbd::{Features, names};
+use proto::types::SnapId;
 
 use crate::ops::with_pool;
 use crate::support::{Ceph, Options, Serve, Store, run_in};
-use crate::{MIXED_SIZES, full, on_each_release, run, sha256};
+use crate::{MIXED_SIZES, config_of, full, on_each_release, run, sha256, with_client};
 
 impl Ceph {
     /// The watchers of an image, as librbd sees them.
@@ -254,6 +259,79 @@ fn snapshots_under_load_do_not_change() {
         });
         serve.assert_running();
         super::data::assert_same_for_librbd_and_nbd(ceph, "busy", &uri);
+    });
+}
+
+async fn open(pool: &Pool, name: &str) -> Image {
+    Image::open(pool, name, &OpenOptions::default()).await.unwrap()
+}
+
+/// What is written to it from now on preserves.
+fn preserved(image: &Image) -> Vec<SnapId> {
+    image.header().snap_context.snaps.clone()
+}
+
+/// The settings of its pool are in another placement group than its header, and that may be out of reach.
+#[test]
+fn a_snapshot_does_not_wait_for_settings() {
+    let ceph = Ceph::start(Options { osds: 2, ..Options::default() });
+    ceph.ceph(&["osd", "pool", "set", "rbd", "size", "1", "--yes-i-really-mean-it"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // They are waited for; they fail.
+    for limit in ["0", "2"] {
+        let options = format!("--rados_osd_op_timeout={limit}");
+        runtime.block_on(async {
+            let cluster = Cluster::connect(config_of(&ceph, &[&options])).await.unwrap();
+            let pool = cluster.pool("rbd").await.unwrap();
+            let osd_of = |object: &str| {
+                let map = ["osd", "map", "rbd", object, "--format", "json"];
+                ceph.run("ceph", &map).json()["acting_primary"].as_u64().unwrap()
+            };
+            let unreachable = osd_of("rbd_info");
+            let mut number = 0;
+            let name = loop {
+                number += 1;
+                let name = format!("image{limit}-{number}");
+                let features = Features::LAYERING;
+                let options = CreateOptions { features, ..CreateOptions::new(8 << 20) };
+                let id = admin::create(&pool, &name, &options).await.unwrap();
+                if osd_of(&names::header(&id)) != unreachable {
+                    break name;
+                }
+            };
+            let (one, other) = (open(&pool, &name).await, open(&pool, &name).await);
+            let osd = ceph.pid(&format!("osd.{unreachable}")).to_string();
+            run("kill", &["-STOP", &osd]).ok();
+            let begun = Instant::now();
+            let taken = admin::create_snapshot(&one, &SnapshotNamespace::User, "s");
+            let taken = tokio::time::timeout(Duration::from_secs(25), taken).await;
+            let snap = taken.expect("in time").unwrap();
+            assert!(begun.elapsed() > Duration::from_secs(1), "settings were in reach");
+            assert_eq!((preserved(&one), preserved(&other)), (vec![snap], vec![snap]));
+            run("kill", &["-CONT", &osd]).ok();
+            one.close().await;
+            other.close().await;
+        });
+    }
+}
+
+/// A snapshot that is there has to be known to all who write, whatever goes wrong after it was taken.
+#[test]
+fn all_know_of_a_snapshot_whose_object_map_could_not_be_made() {
+    on_each_release(|ceph| {
+        with_client(ceph, async |cluster| {
+            let pool = cluster.pool("rbd").await.unwrap();
+            admin::create(&pool, "unmapped", &CreateOptions::new(8 << 20)).await.unwrap();
+            let (one, other) = (open(&pool, "unmapped").await, open(&pool, "unmapped").await);
+            // Without the lock it has no map, as when that goes meanwhile.
+            let user = SnapshotNamespace::User;
+            let error = admin::create_snapshot(&one, &user, "s").await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Busy, "{error}");
+            assert_eq!(preserved(&one).len(), 1);
+            assert_eq!(preserved(&other), preserved(&one));
+            one.close().await;
+            other.close().await;
+        });
     });
 }
 

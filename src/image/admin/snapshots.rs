@@ -56,10 +56,12 @@ pub async fn create_snapshot(
         let snap = image.cluster().allocate_snap(data_pool).await.context(&doing)?;
         let add = AddSnapshot { name: name.to_owned(), snap, namespace: namespace.clone() };
         let Err(error) = image.pool().call(&names::header(image.id()), &add).await else {
-            map_snapshot(image, snap).await.context(&doing)?;
-            image.refresh().await.context(&doing)?;
+            // It is there: whatever goes wrong from here on, whoever writes has to know of it.
+            let mapped = map_snapshot(image, snap).await;
+            let refreshed = image.refresh().await;
             drop((pause, maps));
-            notify_others(image).await.context(&doing)?;
+            let told = notify_others(image).await;
+            mapped.and(refreshed).and(told).context(doing)?;
             return Ok(snap);
         };
         if let Err(error) = image.cluster().release_snap(data_pool, snap).await {
@@ -127,9 +129,10 @@ pub async fn remove_snapshot(image: &Image, snap: SnapId) -> Result<()> {
         return Err(error.context(doing));
     }
     pool.call(&object, &RemoveSnapshot { snap }).await.context(&doing)?;
-    image.refresh().await.context(&doing)?;
+    let refreshed = image.refresh().await;
     drop(maps);
-    notify_others(image).await.context(doing)
+    let told = notify_others(image).await;
+    refreshed.and(told).context(doing)
 }
 
 /// If the snapshot is the last thing of the image that knows a parent, the parent is told that it is no more.
@@ -387,10 +390,12 @@ pub(super) fn writable(image: &Image) -> Result<()> {
     }
 }
 
-/// Takes note of a change of the header, and tells everybody else who has the image open.
+/// Takes note of a change of the header, and tells everybody else who has the image open: that it was made they have to
+/// know whether we could take note of it or not.
 pub(in crate::image) async fn announce(image: &Image) -> Result<()> {
-    image.refresh().await?;
-    notify_others(image).await
+    let refreshed = image.refresh().await;
+    let told = notify_others(image).await;
+    refreshed.and(told)
 }
 
 async fn notify_others(image: &Image) -> Result<()> {
