@@ -1,6 +1,9 @@
 //! Settings that are kept with a pool or with an image (`rbd config pool|image set`): those of the image count before
-//! those of its pool, and these before `ceph.conf` and the monitors' (`librbd/ImageCtx.cc`). An open image follows
-//! them, as it does what else its header has.
+//! those of its pool, and these before `ceph.conf` and the monitors' (`librbd/ImageCtx.cc`).
+//!
+//! They are read when an image is opened, which fails if they cannot be, and whenever its header is read again, which
+//! does not. Nobody is told of a change of the pool's: it counts from the next such time on. At a snapshot they stay as
+//! they were when it was opened.
 
 use std::collections::BTreeMap;
 

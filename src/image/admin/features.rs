@@ -26,6 +26,9 @@ fn with_partner(features: Features) -> Features {
 /// Other clients that have the image open are told. The exclusive lock, if there is one, must be ours:
 /// [`Image::maintain`] sees to that.
 ///
+/// Not cancel-safe: dropped in between, features may be switched while their object maps are not there, and the open
+/// image may have none that it keeps up. It must be closed and opened again, and the maps made anew.
+///
 /// # Errors
 /// [`Kind::Invalid`] for features that are so already, cannot be switched, or need others;
 /// [`Kind::Unsupported`] for those that are not built yet.

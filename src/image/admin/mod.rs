@@ -2,7 +2,10 @@
 //!
 //! What only reads is cancel-safe. What changes something goes as far as it has got when its future is dropped, and
 //! what was sent still happens: unless a function says otherwise, doing it again finishes it, as after a crash, or
-//! fails because it was done ([`Kind::Exists`], [`Kind::NotFound`]).
+//! fails because it was done: with [`Kind::Exists`] or [`Kind::NotFound`]; where a snapshot was to be protected, with
+//! [`Kind::Busy`]; where its protection was to end, an image to be flattened, or features to be switched, with
+//! [`Kind::Invalid`]. An image that was open meanwhile may not know what was done to it, nor do others who have it
+//! open: it must be refreshed ([`Image::refresh`](crate::image::Image::refresh)) or opened again.
 
 mod children;
 mod clone;
