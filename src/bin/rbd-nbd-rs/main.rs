@@ -152,7 +152,8 @@ fn main() -> ExitCode {
         Ok(ceph) => ceph,
         Err(error) => return usage(&error.to_string()),
     };
-    let cli = match Cli::try_parse_from(words::in_order(words, &Cli::command())) {
+    let words = words::in_order(words, &Cli::command());
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             // --help and --version.
@@ -160,7 +161,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            if let Some(what) = not_built(&error) {
+            if let Some(what) = not_built(&words, &error) {
                 eprintln!("rbd-nbd-rs: {what} is not built yet");
                 return exit_code(Kind::Unsupported.errno());
             }
@@ -197,13 +198,13 @@ const TO_COME: [&str; 8] =
     ["deep", "encryption", "group", "journal", "merge-diff", "migration", "mirror", "sparsify"];
 
 /// What was not understood, if it is something that `rbd` knows and that is to come.
-fn not_built(error: &clap::Error) -> Option<&str> {
-    let word = |kind| match error.get(kind) {
-        Some(ContextValue::String(word)) => Some(word.as_str()),
+fn not_built<'a>(words: &'a [String], error: &'a clap::Error) -> Option<&'a str> {
+    // Of options before a verb that it does not know clap would complain first.
+    let verb = words::verb(words).filter(|verb| TO_COME.contains(verb));
+    let option = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => Some(option.as_str()),
         _ => None,
     };
-    let verb = word(ContextKind::InvalidSubcommand).filter(|verb| TO_COME.contains(verb));
-    let option = word(ContextKind::InvalidArg);
     verb.or_else(|| option.filter(|option| option.starts_with("--encryption-")))
 }
 
@@ -270,4 +271,29 @@ fn run(verb: Verb, ceph: &config::Args) -> Result<()> {
             Verb::OsdMap(osd_map) => osd_map.run(&cluster).await,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_come_is_refused_by_name_wherever_it_stands() {
+        for (line, expected) in [
+            ("group ls", Some("group")),
+            ("-p rbd group ls", Some("group")),
+            ("--pool=rbd --image group mirror status", Some("mirror")),
+            ("info image --encryption-format luks1", Some("--encryption-format")),
+            ("-p group nothing", None),
+            ("snap group", None),
+            ("nothing", None),
+            ("-p rbd", None),
+        ] {
+            let line = format!("rbd-nbd-rs {line}");
+            let words = line.split(' ').map(str::to_owned).collect();
+            let words = words::in_order(words, &Cli::command());
+            let error = Cli::try_parse_from(&words).expect_err(&line);
+            assert_eq!(not_built(&words, &error), expected, "{line}");
+        }
+    }
 }

@@ -33,6 +33,12 @@ pub(crate) fn in_order(mut words: Vec<String>, command: &Command) -> Vec<String>
     words
 }
 
+/// The first word of a command line that is neither an option nor the value of one: the verb, or what is in its place.
+pub(crate) fn verb(words: &[String]) -> Option<&str> {
+    let words = words.get(1..)?;
+    words.get(leading_options(words)).map(String::as_str)
+}
+
 /// How many of the words are options and their values.
 fn leading_options(words: &[String]) -> usize {
     let mut at = 0;
