@@ -44,6 +44,9 @@ pub trait Queue: Send + 'static {
 
     /// Appends all completions that are there to `out`. `Ready` if there was at least one; otherwise the task of `cx`
     /// is woken when there is. Every request is completed exactly once.
+    ///
+    /// A server relies on being woken: after `Pending` it need not ask again in the same turn of its task, whatever
+    /// else it does in that, unless it has submitted something since.
     fn poll_completions(&mut self, cx: &mut Context<'_>, out: &mut Vec<Completion>) -> Poll<()>;
 }
 

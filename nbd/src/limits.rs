@@ -33,7 +33,8 @@ pub const REQUESTS_IN_FLIGHT: usize = 512;
 /// flight while the next arrives.
 pub const BYTES_IN_FLIGHT: u64 = 64 << 20;
 
-/// Pieces given to one vectored write: 64 replies to reads. The kernel takes 1024, but a socket buffer is full before.
+/// Pieces given to one vectored write: 64 replies to reads. A socket buffer is full before the kernel's own limit of
+/// 1024, beyond which `sendmsg` fails (`EMSGSIZE`) and sends nothing.
 pub const WRITE_PIECES: usize = 128;
 
 /// Pieces that there usually are when few requests are in flight: a reply and what was read.
