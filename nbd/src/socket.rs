@@ -36,7 +36,7 @@ impl Socket {
     }
 }
 
-/// As `writev` does, but as a socket's: what is asked of files is not asked, which is a microsecond of three.
+/// As `writev` does, but as a socket: the kernel does not ask what it asks of files each time.
 fn send(stream: &UnixStream, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     let sent = match pieces {
         [piece] => rustix::net::send(stream, piece, SendFlags::NOSIGNAL),

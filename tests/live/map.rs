@@ -547,6 +547,15 @@ impl Drop for Table<'_> {
     }
 }
 
+/// Makes images, and a table of them for `deploy/rbdmap`.
+fn table_of(ceph: &Ceph, images: [&str; 2]) -> PathBuf {
+    images.iter().for_each(|image| create(ceph, image, "8M"));
+    let (table, conf) = (ceph.dir().join("table"), ceph.conf());
+    let line = |image| format!("{image} --device-type fuse -c {}\n", conf.display());
+    fs::write(&table, images.map(line).concat()).unwrap();
+    table
+}
+
 #[test]
 fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
     let ceph = one_osd();
@@ -611,11 +620,8 @@ fn a_table_of_images_is_mapped_and_unmapped_as_at_boot() {
 fn a_boot_waits_so_long_for_a_cluster_and_no_longer() {
     let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
     let images = ["rbd/early", "rbd/late"];
-    images.iter().for_each(|image| create(&ceph, image, "8M"));
-    let (table, state, links) =
-        (ceph.dir().join("table"), ceph.dir().join("table-state"), ceph.dir().join("links"));
-    let options = format!("--device-type fuse -c {}", ceph.conf().display());
-    fs::write(&table, images.map(|image| format!("{image} {options}\n")).concat()).unwrap();
+    let table = table_of(&ceph, images);
+    let (state, links) = (ceph.dir().join("table-state"), ceph.dir().join("links"));
     let (program, limit) = (PathBuf::from(program()), Path::new("8"));
     let env: [(&str, &Path); 4] = [
         ("RBD_NBD_RS", &program),
@@ -658,13 +664,11 @@ fn a_boot_waits_so_long_for_a_cluster_and_no_longer() {
 fn a_boot_does_not_wait_for_a_mount_that_hangs() {
     let ceph = Ceph::start(Options { conf: LONG_LEASE, ..Options::default() });
     let images = ["rbd/outer", "rbd/inner"];
-    images.iter().for_each(|image| create(&ceph, image, "8M"));
+    let table = table_of(&ceph, images);
     let path = |name: &str| ceph.dir().join(name);
-    let (table, state, links) = (path("table"), path("table-state"), path("links"));
+    let (state, links) = (path("table-state"), path("links"));
     let (fstab, mount) = (path("fstab"), path("table-mount"));
     fs::create_dir_all(mount.join("inner")).unwrap();
-    let options = format!("--device-type fuse -c {}", ceph.conf().display());
-    fs::write(&table, images.map(|image| format!("{image} {options}\n")).concat()).unwrap();
     fs::write(&fstab, "").unwrap();
     let program = PathBuf::from(program());
     let env: [(&str, &Path); 4] = [
