@@ -10,6 +10,7 @@ use ceph_native::error::Kind;
 use ceph_native::image::admin::{self, CreateOptions};
 use ceph_native::image::{Image, OpenOptions, SnapshotNamespace};
 use ceph_native::pool::{Pool, WatchEvent};
+use proto::rbd::notify::{self, Maintenance};
 use proto::rbd::{Features, names};
 use proto::types::SnapId;
 
@@ -331,6 +332,73 @@ fn all_know_of_a_snapshot_whose_object_map_could_not_be_made() {
             assert_eq!(preserved(&other), preserved(&one));
             one.close().await;
             other.close().await;
+        });
+    });
+}
+
+/// Does something to an image whose header object is then out of order, and returns whether it failed, although others
+/// were told that the image has changed.
+async fn fails_and_is_told(pool: &Pool, image: &Image, what: &Maintenance) -> bool {
+    let mut watch = pool.watch(&names::header(image.id())).await.unwrap();
+    let told = async {
+        while let WatchEvent::Notify(notification) = watch.next().await {
+            watch.acknowledge(notification.id, Bytes::new()).await.unwrap();
+            if notification.payload == notify::header_update() {
+                return true;
+            }
+        }
+        false
+    };
+    let (told, progress) = (tokio::time::timeout(Duration::from_secs(30), told), &mut |_, _| {});
+    let (done, told) = tokio::join!(image.maintain(what, progress), told);
+    done.is_err() && told == Ok(true)
+}
+
+/// A change that is made has to be known to all who have the image open, whether whoever made it could take note of it
+/// or not.
+#[test]
+fn all_are_told_of_a_change_that_could_not_be_noted() {
+    on_each_release(|ceph| {
+        with_client(ceph, async |cluster| {
+            let pool = cluster.pool("rbd").await.unwrap();
+            let noted = async |name: &str, what: Maintenance| {
+                admin::create(&pool, name, &CreateOptions::new(8 << 20)).await.unwrap();
+                let image = open(&pool, name).await;
+                // For this it takes the exclusive lock.
+                let first = Maintenance::Resize { size: 16 << 20, may_shrink: false };
+                image.maintain(&first, &mut |_, _| {}).await.unwrap();
+                // From now on its header can be changed, but not be read as a whole.
+                let header = names::header(image.id());
+                ceph.rados(&["-p", "rbd", "setomapval", &header, "parent", "nothing"]);
+                assert!(fails_and_is_told(&pool, &image, &what).await, "{what:?}");
+                ceph.rados(&["-p", "rbd", "rmomapkey", &header, "parent"]);
+                image.close().await;
+            };
+            let maps = Features::OBJECT_MAP;
+            // What fails half-way has switched something, too.
+            let half_way = async {
+                let options =
+                    CreateOptions { features: Features::LAYERING, ..CreateOptions::new(8 << 20) };
+                let id = admin::create(&pool, "half-way", &options).await.unwrap();
+                let image = open(&pool, "half-way").await;
+                let map = names::object_map(&id, SnapId::HEAD);
+                pool.write_full(&map, Bytes::from_static(b"no map")).await.unwrap();
+                let features = (Features::EXCLUSIVE_LOCK | maps).0;
+                let what = Maintenance::UpdateFeatures { features, enable: true };
+                assert!(fails_and_is_told(&pool, &image, &what).await);
+                // Whoever writes takes the lock.
+                assert!(image.header().features.contains(Features::EXCLUSIVE_LOCK));
+                image.close().await;
+            };
+            tokio::join!(
+                noted("noted-size", Maintenance::Resize { size: 32 << 20, may_shrink: false }),
+                noted(
+                    "noted-features",
+                    Maintenance::UpdateFeatures { features: maps.0, enable: false }
+                ),
+                noted("noted-maps", Maintenance::RebuildObjectMap),
+                half_way,
+            );
         });
     });
 }

@@ -1,9 +1,10 @@
 //! Switching features of an image.
 
 use proto::rbd::cls::{ResizeObjectMap, SetFeatures, SetFlags};
-use proto::rbd::{Features, Flags, ObjectState, names, notify};
+use proto::rbd::{Features, Flags, ObjectState, names};
 use proto::types::SnapId;
 
+use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header;
 use crate::image::object_map::MAX_OBJECTS;
@@ -35,23 +36,29 @@ fn with_partner(features: Features) -> Features {
 pub async fn update_features(image: &Image, features: Features, enable: bool) -> Result<()> {
     let doing = format!("image {}", image.spec());
     check(image, features, enable).context(&doing)?;
-    {
-        let _maps = image.0.remaking.maps.write().await;
-        let _pause = image.0.current.pause(PAUSE).await.context(&doing)?;
-        match enable {
-            true => switch_on(image, features).await.context(&doing)?,
-            false => switch_off(image, features).await.context(&doing)?,
-        }
-        image.refresh().await?;
-        let header = image.header();
-        let map = match image.0.lock.is_held() && header.features.contains(Features::OBJECT_MAP) {
-            true => Some(image.0.on_disk_map().open(&header).await.context(&doing)?.into()),
-            false => None,
-        };
-        image.0.replace_map(map);
-    }
-    let header = names::header(image.id());
-    image.pool().notify(&header, notify::header_update()).await.context(doing).map(drop)
+    let maps = image.0.remaking.maps.write().await;
+    let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
+    let switched = match enable {
+        true => switch_on(image, features).await,
+        false => switch_off(image, features).await,
+    };
+    // Also if that went wrong: of what it has switched by then, whoever writes has to know.
+    let noted = take_note(image).await;
+    drop((pause, maps));
+    let told = notify_others(image).await;
+    switched.and(noted).and(told).context(doing)
+}
+
+/// Goes over to the features that the image has now.
+async fn take_note(image: &Image) -> Result<()> {
+    image.refresh().await?;
+    let header = image.header();
+    let map = match image.0.lock.is_held() && header.features.contains(Features::OBJECT_MAP) {
+        true => Some(image.0.on_disk_map().open(&header).await?.into()),
+        false => None,
+    };
+    image.0.replace_map(map);
+    Ok(())
 }
 
 fn check(image: &Image, features: Features, enable: bool) -> Result<()> {

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::msg::snaps::ObjectSnaps;
-use proto::rbd::names::{self, DataNames};
-use proto::rbd::{Features, ObjectState, ObjectStates, notify};
+use proto::rbd::names::DataNames;
+use proto::rbd::{Features, ObjectState, ObjectStates};
 use proto::types::SnapId;
 use tokio::task::JoinSet;
 
 use super::features::{set_flags, versions};
 use super::flatten::ERESTART;
 use super::objects::Progress;
+use super::snapshots::{announce, notify_others};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::copyup::snapshot_states;
 use crate::image::object_map::{ObjectMap, OnDisk};
@@ -37,9 +38,7 @@ pub async fn rebuild_object_map(image: &Image, progress: Progress<'_>) -> Result
             Error::new(Kind::Busy, format!("{doing}: the exclusive lock has just been handed on"))
         })?;
         if remake(image, &map, progress).await.context(&doing)? {
-            let header = names::header(image.id());
-            let told = image.pool().notify(&header, notify::header_update()).await;
-            return told.context(doing).map(drop);
+            return announce(image).await.context(doing);
         }
     }
     let what = format!("{doing}: it is resized, or snapshots are taken or removed, all the time");
@@ -87,7 +86,6 @@ async fn remake(image: &Image, map: &Arc<ObjectMap>, progress: Progress<'_>) -> 
     set_flags(image, false).await?;
     map.trust();
     drop(pause);
-    image.refresh().await?;
     Ok(true)
 }
 
@@ -123,8 +121,7 @@ pub async fn check_object_map(image: &Image, progress: Progress<'_>) -> Result<b
         }
     }
     if !right {
-        let header = names::header(image.id());
-        image.pool().notify(&header, notify::header_update()).await.context(doing)?;
+        notify_others(image).await.context(doing)?;
     }
     Ok(right)
 }

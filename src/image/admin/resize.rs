@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use proto::msg::op::Op;
+use proto::rbd::ObjectState;
 use proto::rbd::cls::SetSize;
 use proto::rbd::names::{self, DataNames};
-use proto::rbd::{ObjectState, notify};
 
 use super::flatten::{Copied, copy_up};
 use super::objects::{Progress, change};
+use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::object_map::{MAX_OBJECTS, ObjectMap};
 use crate::image::{Image, PAUSE};
@@ -63,30 +64,33 @@ pub async fn resize(
         shrunk.context(&resizing)?;
     }
     progress(1, 1);
-    // Whoever does not answer will find out by itself, or is dead.
-    let header = names::header(image.id());
-    image.pool().notify(&header, notify::header_update()).await.context(resizing).map(drop)
+    Ok(())
 }
 
-/// Writes the new size down. The object map is never too small for it.
+/// Writes the new size down, and tells others of it. The object map is never too small for it.
 async fn set_size(image: &Image, size: u64, map: Option<&ObjectMap>) -> Result<()> {
     let header = names::header(image.id());
     let objects = image.layout().objects(size);
     let grows = size > image.header().size;
-    let _maps = image.0.remaking.maps.write().await;
-    let _pause = image.0.current.pause(PAUSE).await?;
+    let maps = image.0.remaking.maps.write().await;
+    let pause = image.0.current.pause(PAUSE).await?;
     let resized = map.map(|map| Arc::new(map.resized(objects)));
     if resized.is_some() && grows {
         image.0.on_disk_map().resize(objects).await?;
     }
     image.pool().call(&header, &SetSize { size }).await?;
-    if resized.is_some() && !grows {
-        image.0.on_disk_map().resize(objects).await?;
-    }
+    // It is there: whatever goes wrong from here on, whoever has the image open has to know of it.
+    let cut = match resized.is_some() && !grows {
+        true => image.0.on_disk_map().resize(objects).await,
+        false => Ok(()),
+    };
     if resized.is_some() {
         image.0.replace_map(resized);
     }
-    image.refresh().await
+    let refreshed = image.refresh().await;
+    drop((pause, maps));
+    let told = notify_others(image).await;
+    cut.and(refreshed).and(told)
 }
 
 /// What snapshots show of the parent beyond the new end has to be theirs before it goes: nothing of the parent shows

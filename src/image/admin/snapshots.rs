@@ -398,7 +398,7 @@ pub(in crate::image) async fn announce(image: &Image) -> Result<()> {
     refreshed.and(told)
 }
 
-async fn notify_others(image: &Image) -> Result<()> {
+pub(super) async fn notify_others(image: &Image) -> Result<()> {
     // Whoever does not answer will find out by itself, or is dead.
     image.pool().notify(&names::header(image.id()), notify::header_update()).await.map(drop)
 }
