@@ -8,6 +8,7 @@ mod clones;
 mod cluster;
 mod connect;
 mod data;
+mod devices;
 mod dns;
 mod examples;
 mod faults;

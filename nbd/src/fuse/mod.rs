@@ -54,16 +54,21 @@ impl FileSystem {
         Ok((Self { mount }, kernel))
     }
 
-    /// Opens the file, for direct I/O. Blocks until [`serve`] has answered, so that must run on another thread.
+    /// Opens the file, for direct I/O, with a size that the kernel knows. Blocks until [`serve`] has answered, so that
+    /// must run on another thread.
     ///
     /// # Errors
     /// The kernel's, or that nobody serves it.
     pub fn open(&self, read_only: bool) -> io::Result<File> {
         let flags = OFlags::DIRECT.bits() as i32;
-        File::options()
+        let file = File::options()
             .read(true)
             .write(!read_only)
             .custom_flags(flags)
-            .open(format!("/proc/self/fd/{}", self.mount.as_raw_fd()))
+            .open(format!("/proc/self/fd/{}", self.mount.as_raw_fd()))?;
+        // The kernel has not asked for it yet, and loop devices of older ones (6.12, not 6.18) don't either: they would
+        // have no size.
+        file.metadata()?;
+        Ok(file)
     }
 }
