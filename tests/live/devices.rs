@@ -1,10 +1,10 @@
 //! Stories of the guest ([`crate::guest`]) about what happens to a device from outside: its image gets another size or
-//! other partitions, its cluster freezes.
+//! other partitions, its cluster freezes or is gone.
 
 use std::time::{Duration, Instant};
 
-use crate::full;
-use crate::support::{Ceph, Guest, run};
+use crate::support::{Ceph, Guest, Options, Store, run};
+use crate::{LONG_LEASE, full};
 
 pub(crate) fn resized(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "grows"]);
@@ -148,5 +148,49 @@ pub(crate) fn frozen(ceph: &Ceph, guest: &Guest) {
              ! ps -o stat,comm | grep '^D' || exit 1
              umount -l /mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd sync");
         signal("-CONT");
+    }
+}
+
+/// Not only silent: no daemon of its cluster is there. What was synced before is there when that is started again.
+pub(crate) fn gone(_: &Ceph, guest: &Guest) {
+    let conf = LONG_LEASE;
+    let ceph = Ceph::start(Options { store: Store::Bluestore, conf, ..Options::default() });
+    let conf = std::fs::read_to_string(ceph.conf()).unwrap();
+    let conf = conf.replacen("[global]", "[global]\nclient mount timeout = 120", 1);
+    let conf = conf.replace(ceph.dir().to_str().unwrap(), "/tmp/other");
+    let keyring = std::fs::read_to_string(ceph.keyring()).unwrap();
+    guest.ok(&format!(
+        "mkdir -p /tmp/other /tmp/mnt; echo '{conf}' > /tmp/other/ceph.conf; echo '{keyring}' > /tmp/other/keyring"
+    ));
+    let map = "rbd-nbd-rs map -c /tmp/other/ceph.conf";
+    let both = [("nbd", "nbd0", "/mnt"), ("ioctl", "nbd1", "/tmp/mnt")];
+    for (kind, name, folder) in both {
+        ceph.rbd(&["create", "--size", "64M", "--image-feature", "layering", kind]);
+        guest.ok(&format!(
+            "DEV=$({map} rbd/{kind} --device-type {kind}); [ $DEV = /dev/{name} ]; mkfs.ext4 -q $DEV
+             mount $DEV {folder}; dd if=/dev/urandom of={folder}/synced bs=1M count=4 2> /dev/null; sync
+             sha256sum {folder}/synced > /tmp/{kind}.sum
+             dd if=/dev/urandom of={folder}/dirty bs=1M count=4 2> /dev/null"
+        ));
+    }
+    ceph.kill_mon(0);
+    ceph.kill_osd(0);
+    guest.ok("sync > /dev/null 2>&1 & sleep 1; pidof sync > /dev/null");
+    for (kind, ..) in both {
+        let began = Instant::now();
+        guest.ok(&format!("rbd-nbd-rs unmap --force rbd/{kind}"));
+        assert!(began.elapsed() < Duration::from_secs(10), "{kind}: {:?}", began.elapsed());
+    }
+    guest.ok("for i in $(seq 100); do ps -o stat,comm | grep '^D' || break; sleep 0.1; done
+         ! ps -o stat,comm | grep '^D' || exit 1
+         umount -l /mnt; umount -l /tmp/mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd sync || exit 1");
+    ceph.start_mon(0);
+    ceph.start_osd(0);
+    for (kind, name, folder) in both {
+        guest.ok(&format!(
+            "[ $({map} rbd/{kind} --device-type {kind} --device /dev/{name}) = /dev/{name} ]
+             mount /dev/{name} {folder}; sha256sum -c /tmp/{kind}.sum; echo more > {folder}/more; umount {folder}
+             e2fsck -f -n /dev/{name}; rbd-nbd-rs unmap rbd/{kind}"
+        ));
     }
 }
