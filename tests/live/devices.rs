@@ -183,7 +183,8 @@ pub(crate) fn gone(_: &Ceph, guest: &Guest) {
     }
     guest.ok("for i in $(seq 100); do ps -o stat,comm | grep '^D' || break; sleep 0.1; done
          ! ps -o stat,comm | grep '^D' || exit 1
-         umount -l /mnt; umount -l /tmp/mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]; ! pidof rbd-nbd sync || exit 1");
+         umount -l /mnt; umount -l /tmp/mnt; [ -z \"$(rbd-nbd-rs list-mapped --all)\" ]
+         ! pidof rbd-nbd sync || exit 1");
     ceph.start_mon(0);
     ceph.start_osd(0);
     for (kind, name, folder) in both {
