@@ -1,5 +1,6 @@
 //! Stories of the guest ([`crate::guest`]) about what happens to a device from outside: its image gets another size or
-//! other partitions, its cluster freezes or is gone.
+//! other partitions, its cluster freezes or is gone, its host is
+//! short of memory.
 
 use std::time::{Duration, Instant};
 
@@ -194,4 +195,54 @@ pub(crate) fn gone(_: &Ceph, guest: &Guest) {
              e2fsck -f -n /dev/{name}; rbd-nbd-rs unmap rbd/{kind}"
         ));
     }
+}
+
+/// A device takes what its host has to write out for want of memory. Whoever serves it waits for none of that itself:
+/// neither for its own program to be read again, nor for a file. And it takes little memory.
+pub(crate) fn short_of_memory(ceph: &Ceph, guest: &Guest) {
+    ceph.rbd(&["create", "--size", "128M", "short"]);
+    // What is on the RAM disk stays in memory; a program on a file system need not.
+    guest.ok(
+        "modprobe loop; truncate -s 256M /tmp/disk; mkfs.ext4 -q /tmp/disk; mkdir -p /tmp/programs /tmp/all
+         mount -o loop /tmp/disk /tmp/programs; cp /brought/rbd-nbd-rs /tmp/programs/; sync
+         mount -t tmpfs -o size=100% none /tmp/all
+         [ -e /sys/fs/cgroup/memory.reclaim ] || mount -t cgroup2 none /sys/fs/cgroup
+         /tmp/programs/rbd-nbd-rs map rbd/short",
+    );
+    // As benches/map has it.
+    let most = guest.ok("for load in 'randrw 4k 16' 'rw 128k 4'; do
+             set -- $load
+             fio --name=x --filename=/dev/nbd0 --size=128M --direct=1 --ioengine=libaio --rw=$1 --bs=$2 \
+                 --iodepth=$3 --time_based --runtime=2 > /dev/null
+             awk '/^VmRSS/ { print $2 }' /proc/$(cat /sys/block/nbd0/pid)/status
+         done");
+    println!("a mapping takes these KiB: {most:?}");
+    // A debug build is twice as large.
+    if std::env::var_os("RBD_NBD_RS").is_some() {
+        assert!(most.lines().all(|kib| kib.parse().is_ok_and(|kib: u64| kib < 16 << 10)), "{most}");
+    }
+    let changed = guest.ok(
+        "mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /mnt; PID=$(cat /sys/block/nbd0/pid)
+         # Pages that it waited for, bytes that were read and written for it, and what it has open.
+         look() {
+             echo majflt $(awk '{ print $12 }' /proc/$PID/stat); grep -E '^(read|write)_bytes' /proc/$PID/io
+             for FILE in /proc/$PID/fd/*; do [ ! -f $FILE ] || readlink $FILE; done
+         }
+         look > /tmp/before
+         FREE=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+         dd if=/dev/zero of=/tmp/all/memory bs=1M count=$((FREE - 128)) 2> /dev/null
+         (while [ ! -e /tmp/enough ]; do
+             echo 3 > /proc/sys/vm/drop_caches; echo 256M > /sys/fs/cgroup/memory.reclaim || true; sleep 1
+         done) > /dev/null 2>&1 & RECLAIM=$!
+         for i in 1 2 3; do
+             dd if=/dev/urandom bs=1M count=8 2> /dev/null | tee /mnt/$i | sha256sum > /tmp/$i.sum
+         done; sync
+         for i in 1 2 3; do sha256sum < /mnt/$i | cmp - /tmp/$i.sum; done
+         touch /tmp/enough; wait $RECLAIM; look > /tmp/after; rm /tmp/all/memory
+         grep -q '^/run/rbd-nbd-rs/.*/log$' /tmp/after; ! grep -v '/run/rbd-nbd-rs' /tmp/after | grep ^/ || exit 1
+         diff /tmp/before /tmp/after || true",
+    );
+    assert_eq!(changed, "");
+    guest
+        .ok("umount /mnt; /tmp/programs/rbd-nbd-rs unmap rbd/short; umount /tmp/all /tmp/programs");
 }

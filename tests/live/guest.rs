@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::devices::{frozen, gone, partitions, repartitioned, resized};
+use crate::devices::{frozen, gone, partitions, repartitioned, resized, short_of_memory};
 use crate::support::{Ceph, Guest, Machine, Options, run};
 use crate::{LONG_LEASE, full, sha256};
 
@@ -33,6 +33,7 @@ const STORIES: &[(&str, When, Story)] = &[
     ("partitions are those of the image", When::Always, repartitioned),
     ("a frozen cluster goes on or is left", When::Always, frozen),
     ("a cluster that is gone is left, too", When::Always, gone),
+    ("memory is short, and little is taken", When::Always, short_of_memory),
     ("an upgrade is a short pause", When::Always, upgraded),
     ("a network of its own, and ioctls", When::Always, by_ioctl),
     ("a slow network is slow and no more", When::Always, far_away),
