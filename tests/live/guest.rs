@@ -52,6 +52,7 @@ const OLDER: &[(&str, When, Story)] = &[
     ("processes die and devices live", When::Full, killed),
     ("a device is as large as its image", When::Full, resized),
     ("a frozen cluster goes on or is left", When::Full, frozen),
+    ("a cluster that is gone is left, too", When::Full, gone),
 ];
 
 /// One test, and not one for each story: those that wait for the guest would keep others from running meanwhile.
