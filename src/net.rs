@@ -5,12 +5,13 @@
 //!
 //! One task per connection. Each turn it writes everything that is queued with as few system calls as it takes, then
 //! reads everything that is there and hands it over at once, so that the cost of waking and of system calls is shared
-//! by all requests that are ready.
+//! by all requests that are ready. Whoever has queued something may write it without waiting for that task ([`Wire`]).
 
 use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -59,15 +60,35 @@ pub(crate) enum Lost {
     Unwanted,
 }
 
-/// A vectored write that does not block.
-pub(crate) type TryWrite<'a> =
-    &'a mut dyn FnMut(&mut Context<'_>, &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+/// The way out of a stream. Whoever writes holds the lock of the session, so that its bytes stay in order.
+#[derive(Clone)]
+pub(crate) struct Wire(Arc<Mutex<Box<dyn Stream>>>);
+
+impl Wire {
+    fn stream(&self) -> MutexGuard<'_, Box<dyn Stream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vectored write that does not block.
+    pub(crate) fn write(
+        &self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut stream = self.stream();
+        // One piece goes by `send`, which asks the kernel for less than `writev`.
+        match pieces {
+            [piece] => Pin::new(&mut *stream).poll_write(cx, piece),
+            _ => Pin::new(&mut *stream).poll_write_vectored(cx, pieces),
+        }
+    }
+}
 
 /// Whose session it is.
 pub(crate) trait Owner {
-    /// Writes what is queued until nothing is left or `write` is pending, and keeps `cx`'s waker for what is queued
-    /// later.
-    fn transmit(&self, cx: &mut Context<'_>, write: TryWrite<'_>) -> Result<(), Lost>;
+    /// Writes what is queued until nothing is left or a write is pending, and keeps `cx`'s waker and `wire` for what is
+    /// queued later.
+    fn transmit(&self, cx: &mut Context<'_>, wire: &Wire) -> Result<(), Lost>;
 
     /// Takes whole frames from the front of `input`. Returns how many bytes it takes to complete the next one.
     fn receive(&self, input: &mut BytesMut) -> Result<usize, Lost>;
@@ -130,21 +151,16 @@ pub(crate) async fn connect(
 }
 
 /// Moves bytes between the stream and its owner until one of them has had enough. Always ends with a reason.
-pub(crate) async fn drive(mut stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
+pub(crate) async fn drive(stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
+    let wire = Wire(Arc::new(Mutex::new(stream)));
     let mut input = BytesMut::with_capacity(READ_CHUNK);
     poll_fn(|cx| {
         for _ in 0..READS_PER_TURN {
-            let write = &mut |cx: &mut Context<'_>, pieces: &[IoSlice<'_>]| {
-                // One piece goes by `send`, which asks the kernel for less than `writev`.
-                match pieces {
-                    [piece] => Pin::new(&mut stream).poll_write(cx, piece),
-                    _ => Pin::new(&mut stream).poll_write_vectored(cx, pieces),
-                }
-            };
-            if let Err(lost) = owner.transmit(cx, write) {
+            if let Err(lost) = owner.transmit(cx, &wire) {
                 return Poll::Ready(lost);
             }
-            match pin!(stream.read_buf(&mut input)).poll(cx) {
+            let read = pin!(wire.stream().read_buf(&mut input)).poll(cx);
+            match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Lost::Closed),

@@ -1,9 +1,9 @@
 //! A client of a Ceph cluster: logs in, keeps the maps, and carries operations to the OSDs and back.
 //!
 //! Everything it knows is in [`state`], behind one lock that is never held across an await. One task per connection
-//! moves bytes ([`crate::net`]); one supervises. Who submits operations only encodes them into the send buffer of the
-//! right connection, and whoever receives replies puts the results where they are waited for: no task and no channel
-//! per operation.
+//! moves bytes ([`crate::net`]); one supervises. Who submits operations only encodes them into the send buffers of the
+//! right connections, and writes these itself when it has submitted all it has ([`Cluster::kick`]); whoever receives
+//! replies puts the results where they are waited for: no task and no channel per operation.
 
 mod budget;
 mod completion;
@@ -11,6 +11,8 @@ mod login;
 mod state;
 mod status;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -85,11 +87,21 @@ impl Shared {
 
     /// The same, by who has looked at the clock.
     fn with_at<T>(&self, now: Instant, change: impl FnOnce(&mut State) -> T) -> T {
+        self.settle(now, false, change)
+    }
+
+    /// Sends what was submitted, without waiting for the tasks of connections to get their turn.
+    fn kick(&self) {
+        self.settle(self.now(), true, |_| ());
+    }
+
+    fn settle<T>(&self, now: Instant, send: bool, change: impl FnOnce(&mut State) -> T) -> T {
         let mut to_wake = Vec::new();
         let (result, supervise, roomy) = {
             let mut state = self.lock();
             let result = change(&mut state);
             let supervise = state.settle(now, &mut to_wake);
+            state.send_queued(send);
             (result, supervise, self.account(&mut state))
         };
         for inbox in to_wake {
@@ -393,7 +405,7 @@ impl Cluster {
 
     /// Sends what was submitted.
     pub(crate) fn kick(&self) {
-        self.0.shared.with(|_| ());
+        self.0.shared.kick();
     }
 
     /// Operations that have waited longer than this, oldest first.

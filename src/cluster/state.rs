@@ -29,7 +29,7 @@ use super::completion::{Inbox, Waiter};
 use super::wall_clock;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::net::{FEW_PIECES, Lost, TryWrite, WRITE_PIECES};
+use crate::net::{FEW_PIECES, Lost, WRITE_PIECES, Wire};
 
 /// How long to wait before an OSD is called again: doubled each time, up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
@@ -68,8 +68,10 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     /// The session is there.
     pub(super) ready: bool,
-    /// Wakes the task that moves its bytes.
-    waker: Option<Waker>,
+    /// Wakes the task that moves its bytes, once there is one; and where these go.
+    task: Option<(Waker, Wire)>,
+    /// Something was queued that its task was not told of.
+    unsent: bool,
     /// It is to end, for this reason.
     end: Option<Lost>,
 }
@@ -89,8 +91,41 @@ impl Link {
     }
 
     fn wake(&self) {
-        if let Some(waker) = &self.waker {
+        if let Some((waker, _)) = &self.task {
             waker.wake_by_ref();
+        }
+    }
+
+    /// Writes what is queued, until nothing is left or the stream takes no more: then the task of `cx` goes on with it.
+    fn transmit(&mut self, cx: &mut Context<'_>, wire: &Wire) -> std::result::Result<(), Lost> {
+        while self.connection.has_transmit() {
+            // Room for many costs as much as the rest of this does for few.
+            let (mut few, mut many) = ([IoSlice::new(&[]); FEW_PIECES], None);
+            let mut pieces = &mut few[..];
+            let mut count = self.connection.transmit_slices(pieces);
+            if count == FEW_PIECES {
+                pieces = many.insert([IoSlice::new(&[]); WRITE_PIECES]);
+                count = self.connection.transmit_slices(pieces);
+            }
+            match wire.write(cx, &pieces[..count]) {
+                Poll::Ready(written) => self.connection.transmitted(written?),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, by who has queued it, in the place of its task: to wake that costs more than the writing.
+    fn transmit_now(&mut self) {
+        // One that is about to end is woken already, and sends nothing more.
+        if self.end.is_some() {
+            return;
+        }
+        let Some((waker, wire)) = self.task.take() else { return };
+        let sent = self.transmit(&mut Context::from_waker(&waker), &wire);
+        self.task = Some((waker, wire));
+        if let Err(lost) = sent {
+            self.end(lost);
         }
     }
 }
@@ -139,6 +174,8 @@ pub(crate) struct State {
     pub(super) local: EntityAddr,
     global_seq: u64,
     dials: Vec<Dial>,
+    /// Connections with requests that nobody was told to write.
+    unsent: Vec<LinkId>,
     /// Something has changed that the supervisor has to look at.
     supervise: bool,
     /// Why nothing works any more.
@@ -189,6 +226,7 @@ impl State {
             local: EntityAddr { nonce, kind: AddrType::MSGR2, addr: None },
             global_seq: 0,
             dials: Vec::new(),
+            unsent: Vec::new(),
             supervise: true,
             failed: None,
             closed: false,
@@ -370,14 +408,12 @@ impl State {
             self.supervise = true;
             self.act_for_mon(now, action);
         }
-        let mut last = None;
         while let Some((osd, request)) = self.objecter.poll_send() {
             let Some(id) = self.osds.get(&osd).and_then(|osd| osd.link) else { continue };
             let Some(link) = self.links.get_mut(id) else { continue };
             link.send(&request);
-            if last != Some(id) {
-                link.wake();
-                last = Some(id);
+            if !std::mem::replace(&mut link.unsent, true) {
+                self.unsent.push(id);
             }
         }
         while let Some((waiter, result)) = self.objecter.poll_completed() {
@@ -397,6 +433,19 @@ impl State {
             self.tell_fenced();
         }
         std::mem::take(&mut self.supervise)
+    }
+
+    /// Has what [`State::settle`] has queued written: here and now, or by the tasks of its connections, together with
+    /// what else is queued until these get their turn.
+    pub(super) fn send_queued(&mut self, now: bool) {
+        for id in self.unsent.drain(..) {
+            let Some(link) = self.links.get_mut(id) else { continue };
+            link.unsent = false;
+            match now {
+                true => link.transmit_now(),
+                false => link.wake(),
+            }
+        }
     }
 
     fn next_objecter_timeout(&self) -> Option<Instant> {
@@ -582,7 +631,8 @@ impl State {
             addr,
             connection,
             ready: false,
-            waker: None,
+            task: None,
+            unsent: false,
             end: None,
         });
         // Addresses without a socket address are never dialled: see `EntityAddrs::msgr2`.
@@ -596,33 +646,20 @@ impl State {
 
 /// What connections bring.
 impl State {
-    /// Writes what a connection has queued, and keeps the waker of its task for what comes later.
+    /// Writes what a connection has queued, and keeps what it takes to write what comes later.
     pub(super) fn transmit(
         &mut self,
         link: LinkId,
         cx: &mut Context<'_>,
-        write: TryWrite<'_>,
+        wire: &Wire,
     ) -> std::result::Result<(), Lost> {
         let Some(link) = self.links.get_mut(link) else { return Err(Lost::Unwanted) };
         if let Some(end) = link.end.take() {
             return Err(end);
         }
-        while link.connection.has_transmit() {
-            // Room for many costs as much as the rest of this does for few.
-            let (mut few, mut many) = ([IoSlice::new(&[]); FEW_PIECES], None);
-            let mut pieces = &mut few[..];
-            let mut count = link.connection.transmit_slices(pieces);
-            if count == FEW_PIECES {
-                pieces = many.insert([IoSlice::new(&[]); WRITE_PIECES]);
-                count = link.connection.transmit_slices(pieces);
-            }
-            match write(cx, &pieces[..count]) {
-                Poll::Ready(written) => link.connection.transmitted(written?),
-                Poll::Pending => break,
-            }
-        }
-        if !link.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            link.waker = Some(cx.waker().clone());
+        link.transmit(cx, wire)?;
+        if !link.task.as_ref().is_some_and(|(waker, _)| waker.will_wake(cx.waker())) {
+            link.task = Some((cx.waker().clone(), wire.clone()));
         }
         Ok(())
     }

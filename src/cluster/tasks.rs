@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use super::state::{Dial, LinkId};
 use super::{Shared, login};
 use crate::config::Config;
-use crate::net::{self, Lost, TryWrite};
+use crate::net::{self, Lost, Wire};
 
 /// Does what the state asks for until the client is closed.
 pub(super) async fn supervise(shared: Arc<Shared>) {
@@ -84,8 +84,8 @@ struct Link<'a> {
 }
 
 impl net::Owner for Link<'_> {
-    fn transmit(&self, cx: &mut Context<'_>, write: TryWrite<'_>) -> Result<(), Lost> {
-        self.shared.lock().transmit(self.id, cx, write)
+    fn transmit(&self, cx: &mut Context<'_>, wire: &Wire) -> Result<(), Lost> {
+        self.shared.lock().transmit(self.id, cx, wire)
     }
 
     fn receive(&self, input: &mut BytesMut) -> Result<usize, Lost> {

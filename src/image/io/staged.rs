@@ -68,7 +68,7 @@ impl Queue {
                 for (token, io) in std::mem::take(&mut self.parked) {
                     self.submit(token, io);
                 }
-                self.kick();
+                self.unsent = true;
             }
             drop(held);
         }
@@ -79,7 +79,7 @@ impl Queue {
             for (_, token) in tokens {
                 self.begin_stage(token);
             }
-            self.kick();
+            self.unsent = true;
         }
     }
 
@@ -205,7 +205,7 @@ impl Queue {
         tracing::error!(image = self.image.spec(), %error, "the object map becomes invalid");
         let header = names::header(self.image.id());
         self.operate_on_pool(header, vec![invalidate_op(SnapId::HEAD)], token | INVALIDATE);
-        self.kick();
+        self.unsent = true;
         None
     }
 
@@ -236,7 +236,7 @@ impl Queue {
                 }
             }
         }
-        self.kick();
+        self.unsent = true;
     }
 
     /// An object was removed, or was not.
@@ -250,7 +250,7 @@ impl Queue {
         staged.map.set(staged.object, ObjectState::Absent);
         let (object, pending) = (staged.object, Some(ObjectState::Pending));
         self.update_map(object, ObjectState::Absent, pending, token | AFTER);
-        self.kick();
+        self.unsent = true;
         None
     }
 
