@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -156,6 +156,8 @@ struct Transmission<'a, S> {
     terms: Terms,
     counters: &'a Counters,
     input: BytesMut,
+    /// How long the last request with a payload was, in bytes.
+    last_frame: usize,
     reading: Reading,
     end_of_input: bool,
     /// The socket has no more to read, and wakes us when it has.
@@ -197,6 +199,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
             device: export.device,
             counters,
             input,
+            last_frame: RequestHeader::BYTES,
             reading: Reading::Request,
             end_of_input: false,
             dry: false,
@@ -303,8 +306,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
         if self.dry || self.is_last_read() || !self.has_room(cx) {
             return Ok(false);
         }
-        self.make_room();
-        match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
+        let most = self.make_room();
+        match pin!(self.stream.read_buf(&mut (&mut self.input).limit(most))).poll(cx) {
             Poll::Pending => {
                 self.dry = true;
                 Ok(false)
@@ -318,24 +321,28 @@ impl<'a, S: Stream> Transmission<'a, S> {
         }
     }
 
-    /// Room in the input for the rest of the request that stands at its end, and for a good read.
-    fn make_room(&mut self) {
+    /// Makes room in the input for what is to be read next, and says how much that may be: a good read, or, of a long
+    /// request, what is missing and little more.
+    fn make_room(&mut self) -> usize {
         let frame = match self.input.first_chunk().and_then(RequestHeader::decode) {
             Some(header) => RequestHeader::BYTES + header.payload(),
-            None => RequestHeader::BYTES,
+            // Probably it is like the last one.
+            None => self.last_frame,
         };
         let spare = self.input.capacity() - self.input.len();
         let missing = frame.saturating_sub(self.input.len());
-        let large = frame > limits::RECEIVE_BYTES;
-        if spare >= if large { missing } else { missing.max(limits::RECEIVE_SPARE_BYTES) } {
-            return;
-        }
-        let capacity = frame.max(limits::RECEIVE_BYTES);
-        if large || !self.input.try_reclaim(capacity - self.input.len()) {
+        let (capacity, least, most) = if frame > limits::LONG_REQUEST_BYTES {
+            let most = missing + limits::BEHIND_LONG_BYTES;
+            (frame + limits::BEHIND_LONG_BYTES, most, most)
+        } else {
+            (limits::RECEIVE_BYTES, missing.max(limits::RECEIVE_SPARE_BYTES), usize::MAX)
+        };
+        if spare < least && !self.input.try_reclaim(capacity - self.input.len()) {
             let mut fresh = BytesMut::with_capacity(capacity);
             fresh.extend_from_slice(&self.input);
             self.input = fresh;
         }
+        most
     }
 
     /// Takes requests off the input and hands them to the device, as one batch.
@@ -346,7 +353,10 @@ impl<'a, S: Stream> Transmission<'a, S> {
         let mut parsed = false;
         let mut submitted = false;
         self.terms.geometry = self.device.geometry();
-        while self.has_room(cx) {
+        // A request that was refused is to be answered, though there be no more to read.
+        while (!self.input.is_empty() || matches!(self.reading, Reading::Refused { .. }))
+            && self.has_room(cx)
+        {
             if let Reading::Refused { cookie, refusal, left } = self.reading {
                 let now = left.min(self.input.len());
                 self.input.advance(now);
@@ -410,6 +420,7 @@ impl<'a, S: Stream> Transmission<'a, S> {
         if self.input.len() < frame {
             return None;
         }
+        self.last_frame = frame;
         self.input.advance(RequestHeader::BYTES);
         let data = self.input.split_to(payload).freeze();
         if frame > limits::RECEIVE_BYTES {
@@ -525,6 +536,10 @@ impl<S> Drop for Transmission<'_, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::io::ReadBuf;
+
     use super::*;
     use crate::device::Geometry;
     use crate::memory::MemoryDevice;
@@ -551,6 +566,89 @@ mod tests {
             }
             () = talk => unreachable!("it waits for ever"),
         }
+    }
+
+    /// A client that has said everything already, and how much of it was read, each time.
+    struct Said {
+        bytes: Vec<u8>,
+        reads: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl AsyncRead for Said {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let count = self.bytes.len().min(buf.remaining());
+            buf.put_slice(&self.bytes[..count]);
+            self.bytes.drain(..count);
+            self.reads.lock().unwrap().push(count);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Said {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// How much is read at a time of writes of these lengths.
+    async fn reads_of(lens: &[usize]) -> Vec<usize> {
+        let mut bytes = Vec::new();
+        for len in lens {
+            bytes.extend_from_slice(&0x2560_9513u32.to_be_bytes());
+            bytes.extend_from_slice(&[0, 0, 0, 1]);
+            bytes.extend_from_slice(&[0; 16]);
+            bytes.extend_from_slice(&(*len as u32).to_be_bytes());
+            bytes.resize(bytes.len() + len, 7);
+        }
+        let device = MemoryDevice::new(Geometry::new(1 << 20));
+        let export = Export::new("disk", device);
+        let agreed = Agreed { export, structured: false, extents: false };
+        let reads = Arc::new(Mutex::new(Vec::new()));
+        let said = Said { bytes, reads: Arc::clone(&reads) };
+        let counters = Counters::default();
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let mut served = Transmission::new(said, agreed, BytesMut::new(), &counters);
+        served.run(phase).await.unwrap();
+        assert_eq!(counters.requests.load(Ordering::Relaxed), lens.len() as u64);
+        drop(served);
+        let reads = reads.lock().unwrap();
+        reads.iter().copied().filter(|read| *read > 0).collect()
+    }
+
+    #[tokio::test]
+    async fn of_what_follows_a_long_request_little_has_to_be_moved() {
+        const LEN: usize = 128 << 10;
+        let reads = reads_of(&[LEN; 20]).await;
+        // The first read cannot know what comes.
+        let mut at = reads[0];
+        for read in &reads[1..] {
+            at += read;
+            let behind = at % (RequestHeader::BYTES + LEN);
+            assert!(behind <= limits::BEHIND_LONG_BYTES, "{behind} bytes behind a request");
+        }
+        assert!(reads.len() <= 21, "{} reads of 20 requests", reads.len());
+    }
+
+    #[tokio::test]
+    async fn short_requests_are_read_together() {
+        let reads = reads_of(&[4096; 620]).await;
+        assert!(reads.len() <= 11, "{reads:?}");
     }
 
     #[tokio::test(start_paused = true)]

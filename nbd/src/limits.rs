@@ -23,6 +23,15 @@ pub const RECEIVE_BYTES: usize = 256 << 10;
 /// The least a read from the socket asks for, in bytes: with less room left than this, a new buffer is begun.
 pub const RECEIVE_SPARE_BYTES: usize = 32 << 10;
 
+/// From which length on a request has a receive buffer of its own, in bytes, and what follows it is left in the
+/// socket: what of the next one came with it would have to be moved to a buffer where all of that has room. Below,
+/// moving it costs less than reading the requests one by one.
+pub const LONG_REQUEST_BYTES: usize = 64 << 10;
+
+/// What is read behind a long request nevertheless, in bytes: enough to know what comes next, or all of that if it is
+/// small.
+pub const BEHIND_LONG_BYTES: usize = 4 << 10;
+
 /// The longest read or write, in bytes. 32 MiB is what the protocol document expects every server to take.
 pub const TRANSFER_BYTES: u32 = 32 << 20;
 
