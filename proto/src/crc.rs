@@ -16,6 +16,16 @@ pub fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     !(digest.finalize() as u32)
 }
 
+/// The CRC-32C of a few bytes from seed 0, as preambles have it.
+#[inline]
+pub fn crc32c_from_zero<const N: usize>(mut bytes: [u8; N]) -> u32 {
+    // The seed is added to the first four bytes, so it may as well be in them.
+    for byte in bytes.iter_mut().take(4) {
+        *byte ^= 0xff;
+    }
+    crc32c(!0, &bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +38,13 @@ mod tests {
         assert_eq!(crc32c(0, b"whiz bang boom"), 2_360_230_088);
         assert_eq!(crc32c(5678, b"whiz bang boom"), 3_743_019_208);
         assert_eq!(crc32c(!0, b""), !0);
+    }
+
+    #[test]
+    fn from_zero_is_the_same_from_another_seed() {
+        assert_eq!(crc32c_from_zero(*b"foo bar baz"), 4_119_623_852);
+        assert_eq!(crc32c_from_zero(*b"whiz bang boom"), 2_360_230_088);
+        assert_eq!(crc32c_from_zero([0; 28]), crc32c(0, &[0; 28]));
     }
 
     #[test]

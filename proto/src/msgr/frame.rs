@@ -16,12 +16,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::Error;
 use super::auth::ConnectionMode;
 use super::secure::{Gcm, TAG_LEN};
-use crate::crc::crc32c;
+use crate::crc::{crc32c, crc32c_from_zero};
 use crate::denc::Reader;
 use crate::limits;
 
 /// A preamble on the wire.
 pub(super) const PREAMBLE_LEN: usize = 32;
+/// A preamble without its checksum.
+const PREAMBLE_FIELDS_LEN: usize = PREAMBLE_LEN - CRC_LEN;
 /// How much of segment 0 is encrypted together with the preamble.
 pub(super) const INLINE_LEN: usize = 48;
 /// A checksum on the wire.
@@ -172,8 +174,8 @@ impl Preamble {
             w.put_u32_le(len as u32);
             w.put_u16_le(if i == 3 { DATA_ALIGN } else { ALIGN });
         }
-        if let Some((fields, crc)) = bytes.split_last_chunk_mut::<CRC_LEN>() {
-            *crc = crc32c(0, fields).to_le_bytes();
+        if let Some((fields, crc)) = bytes.split_first_chunk_mut::<PREAMBLE_FIELDS_LEN>() {
+            crc.copy_from_slice(&crc32c_from_zero(*fields).to_le_bytes());
         }
         bytes
     }
@@ -181,9 +183,9 @@ impl Preamble {
     /// Checks everything that a preamble says before any of it is used. No segment may be longer than `limit`.
     fn decode(bytes: &[u8], limit: usize) -> Result<Self, Error> {
         let mut r = Reader::new(bytes, "preamble");
-        let fields = r.bytes(PREAMBLE_LEN - CRC_LEN)?;
-        check_crc("the preamble", crc32c(0, fields), r.u32()?)?;
-        let mut r = Reader::new(fields, "preamble");
+        let fields: [u8; PREAMBLE_FIELDS_LEN] = r.array()?;
+        check_crc("the preamble", crc32c_from_zero(fields), r.u32()?)?;
+        let mut r = Reader::new(&fields, "preamble");
         let code = r.u8()?;
         let segments = r.u8()?;
         let mut lens = [0; 4];

@@ -76,10 +76,12 @@ impl DataNames {
     pub fn of(&self, object: u64) -> String {
         let mut name = String::with_capacity(self.prefix.len() + DIGITS);
         name.push_str(&self.prefix);
-        for place in (0..DIGITS).rev() {
-            let digit = (object >> (4 * place)) as u8 & 0xf;
-            name.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
-        }
+        let digits: [u8; DIGITS] = std::array::from_fn(|i| {
+            let digit = (object >> (4 * (DIGITS - 1 - i))) as u8 & 0xf;
+            if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }
+        });
+        // They are ASCII. All at once: this is done for each request.
+        name.push_str(std::str::from_utf8(&digits).unwrap_or_default());
         name
     }
 
