@@ -134,7 +134,13 @@ pub(crate) fn frozen(ceph: &Ceph, guest: &Guest) {
     guest.ok("rbd-nbd-rs detach rbd/frozen --cookie left");
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     signal("-CONT");
+    // But it fences off who may have died with the image's lock, which nobody would get for half a minute.
+    let client =
+        "grep -o '\"client\": \"[^\"]*' /run/rbd-nbd-rs/left/mapping.json | cut -d'\"' -f4";
+    let client = guest.ok(client);
     guest.ok("rbd-nbd-rs attach --cookie left; rbd-nbd-rs unmap rbd/frozen --cookie left");
+    let fenced = ceph.ceph(&["osd", "blocklist", "ls"]);
+    assert!(fenced.contains(client.trim()), "{client} of {fenced}");
     // Forced, what is in flight fails and nothing is stuck.
     ceph.rbd(&["create", "--size", "64M", "frozen-ioctl"]);
     let other = "DEV=$(rbd-nbd-rs map rbd/frozen-ioctl --device-type ioctl); mkfs.ext4 -q $DEV; mount $DEV /mnt; ";

@@ -528,6 +528,7 @@ fn left_and_taken_over(ceph: &Ceph, guest: &Guest) {
          read DEV COOKIE <<< \"$(rbd-nbd-rs map rbd/left --show-cookie)\"
          mkfs.ext4 -q $DEV; mount $DEV /mnt; echo hello > /mnt/file; sync
          rbd-nbd-rs detach rbd/left; [ -z \"$(rbd-nbd-rs list-mapped)\" ]
+         grep '\"client\": null' /run/rbd-nbd-rs/*/mapping.json
          ! rbd-nbd-rs attach rbd/left --device $DEV || exit 1
          ! rbd-nbd-rs attach rbd/left --device $DEV --cookie other || exit 1
          [ \"$(rbd-nbd-rs attach rbd/left --device $DEV --cookie $COOKIE)\" = $DEV ]

@@ -66,11 +66,13 @@ pub(crate) struct Daemon {
 }
 
 /// How serving a device ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum End {
     InOrder,
-    /// The device is somebody else's to serve, who fences this process off if need be.
+    /// The device is somebody else's to serve, who fences this process off.
     Left,
+    /// The same, and all that was asked of this process is done: it need not be fenced off once the image is closed.
+    LeftDone(Box<(Held, Mapping)>),
     /// Whatever state the cluster is in.
     ByForce,
 }
@@ -124,8 +126,7 @@ impl Daemon {
                 Err(error)
             }
         };
-        close(image, &ended).await;
-        ended.map(drop)
+        close(image, ended).await
     }
 
     /// A device that is there waits for somebody else.
@@ -146,8 +147,7 @@ impl Daemon {
             Ok((attached, held)) => self.serve(&image, attached, held, ready).await,
             Err(error) => Err(error),
         };
-        close(image, &ended).await;
-        ended.map(drop)
+        close(image, ended).await
     }
 
     async fn take_from_running(
@@ -277,9 +277,7 @@ impl Daemon {
             }
             // Somebody uses the device: it waits for who attaches it next.
             Err(error) => {
-                if let Ok(clean) = attached.leave().await {
-                    let _ = note_left(&held, mapping, clean);
-                }
+                let _ = attached.leave().await;
                 return Err(error);
             }
         };
@@ -386,7 +384,7 @@ async fn watch(
                 Err(error) => tracing::warn!(%error, "asked to end by a signal"),
             }
             match attached.leave().await {
-                Ok(clean) => return note_left(&held, mapping, clean).map(|()| End::Left),
+                Ok(clean) => return Ok(left(held, mapping, clean)),
                 Err((back, error)) => {
                     tracing::error!(%error, "the signal is ignored");
                     attached = back;
@@ -415,8 +413,8 @@ async fn watch(
             },
             Command::Detach => match attached.leave().await {
                 Ok(clean) => {
-                    tell(answer, note_left(&held, mapping, clean).map(|()| Vec::new())).await;
-                    return Ok(End::Left);
+                    tell(answer, Ok(Vec::new())).await;
+                    return Ok(left(held, mapping, clean));
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -445,23 +443,28 @@ async fn watch(
 }
 
 /// Closes the image, so that nobody takes it for being in use until the cluster misses us.
-async fn close(image: Image, ended: &Result<End>) {
+async fn close(image: Image, ended: Result<End>) -> Result<()> {
     let spec = image.spec();
     let limit = if matches!(ended, Ok(End::InOrder)) { CLOSE } else { CLOSE_AT_ONCE };
     let closed = tokio::time::timeout(limit, image.close()).await;
     if closed.is_err() && !matches!(ended, Ok(End::ByForce)) {
         tracing::warn!(image = spec, "it seems to be in use until the cluster misses this process");
     }
+    match ended? {
+        // Only now: who is gone without having given back the exclusive lock would keep it from others for as long.
+        End::LeftDone(left) if closed.is_ok() => {
+            let (held, mapping) = *left;
+            held.write(&Mapping { client: None, ..mapping })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Notes that the device is left to whoever attaches it next, who finds it by its state. If all that was asked of this
 /// process is done, nobody needs to be kept from what it might still do.
-fn note_left(held: &Held, mapping: Mapping, clean: bool) -> Result<()> {
+fn left(held: Held, mapping: Mapping, clean: bool) -> End {
     tracing::info!(clean, "left the device to whoever attaches it next");
-    match clean {
-        true => held.write(&Mapping { client: None, ..mapping }),
-        false => Ok(()),
-    }
+    if clean { End::LeftDone(Box::new((held, mapping))) } else { End::Left }
 }
 
 /// The address by which the cluster knows this process, if it writes: of one that only reads nothing can come later,
