@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 use proto::msgr;
 use proto::types::Entropy;
 use thiserror::Error;
@@ -27,6 +27,13 @@ const READ_CHUNK: usize = 256 << 10;
 
 /// Below this much free space a new receive buffer is begun, in bytes.
 const READ_MIN: usize = 32 << 10;
+
+/// From which length on what is missing of a frame is read by itself, in bytes: what came with it of the next one would
+/// have to be moved to a buffer where all of that has room.
+const LONG: usize = 64 << 10;
+
+/// How much is read behind a long frame nevertheless, in bytes: enough to know how long the next one is.
+const BEHIND_LONG: usize = 4 << 10;
 
 /// How many chunks are handled before other tasks get their turn.
 const READS_PER_TURN: usize = 4;
@@ -154,12 +161,13 @@ pub(crate) async fn connect(
 pub(crate) async fn drive(stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
     let wire = Wire(Arc::new(Mutex::new(stream)));
     let mut input = BytesMut::with_capacity(READ_CHUNK);
+    let (mut last, mut most) = (READ_CHUNK, READ_CHUNK);
     poll_fn(|cx| {
         for _ in 0..READS_PER_TURN {
             if let Err(lost) = owner.transmit(cx, &wire) {
                 return Poll::Ready(lost);
             }
-            let read = pin!(wire.stream().read_buf(&mut input)).poll(cx);
+            let read = pin!(wire.stream().read_buf(&mut (&mut input).limit(most))).poll(cx);
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
@@ -167,7 +175,7 @@ pub(crate) async fn drive(stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
                 Poll::Ready(Ok(_)) => {}
             }
             match owner.receive(&mut input) {
-                Ok(wanted) => make_room(&mut input, wanted),
+                Ok(wanted) => most = make_room(&mut input, wanted, &mut last),
                 Err(lost) => return Poll::Ready(lost),
             }
         }
@@ -178,11 +186,43 @@ pub(crate) async fn drive(stream: Box<dyn Stream>, owner: &impl Owner) -> Lost {
     .await
 }
 
-/// Makes room for the rest of a frame, or for whatever comes next. Payload that was handed over keeps the old buffer
-/// alive; without any, the buffer is used again.
-fn make_room(input: &mut BytesMut, wanted: usize) {
-    let free = input.capacity() - input.len();
-    if wanted > free || free < READ_MIN {
-        input.reserve(wanted.max(READ_CHUNK));
+/// Makes room for the rest of a frame, or for whatever comes next, and says how much of it to read. Payload that was
+/// handed over keeps the old buffer alive; without any, the buffer is used again.
+///
+/// `last` is how long the last long frame was: the next is probably like it.
+fn make_room(input: &mut BytesMut, wanted: usize, last: &mut usize) -> usize {
+    let frame = input.len() + wanted;
+    let (least, most) = match frame {
+        LONG.. => {
+            *last = frame;
+            (wanted + BEHIND_LONG, wanted + BEHIND_LONG)
+        }
+        _ => (wanted.max(READ_MIN), READ_CHUNK.min(*last + BEHIND_LONG)),
+    };
+    if input.capacity() - input.len() < least {
+        input.reserve(most.max(least));
+    }
+    most
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_follows_a_long_frame_little_is_read() {
+        let (mut input, mut last) = (BytesMut::with_capacity(READ_CHUNK), READ_CHUNK);
+        assert_eq!(make_room(&mut input, 32, &mut last), READ_CHUNK, "short ones come together");
+        input.resize(100_000, 0);
+        let most = make_room(&mut input, 32_000, &mut last);
+        assert_eq!(most, 32_000 + BEHIND_LONG, "the end of a long one");
+        assert_eq!(input.capacity(), READ_CHUNK, "there was room");
+        input.clear();
+        let most = make_room(&mut input, 32, &mut last);
+        assert_eq!(most, 132_000 + BEHIND_LONG, "the next is probably as long");
+        let _payload = input.split_off(READ_CHUNK - 1000);
+        input.resize(READ_CHUNK - 1000, 0);
+        assert_eq!(make_room(&mut input, 32_000, &mut last), 32_000 + BEHIND_LONG);
+        assert!(input.capacity() - input.len() >= 32_000 + BEHIND_LONG, "room for all of it");
     }
 }
