@@ -1,6 +1,6 @@
-//! Block devices by us, by Ceph's `rbd-nbd` and by the kernel's own client, in one guest on one cluster: operations per
-//! second, CPU time of the whole guest and of the process that serves the device, its memory, and how long mapping
-//! takes. `benches/map/run` runs it and says more.
+//! Block devices by us (by NBD and by ublk), by Ceph's `rbd-nbd` and by the kernel's own client, in one guest on one
+//! cluster: operations per second, CPU time of the whole guest and of the process that serves the device, its memory,
+//! and how long mapping takes. `benches/map/run` runs it and says more.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -70,7 +70,7 @@ fn main() {
     let guest =
         Guest::boot_on(Machine { debian: true, counted: true, ..Machine::default() }, &ceph);
     let contenders = contenders(&ceph);
-    guest.ok("modprobe nbd; modprobe rbd");
+    guest.ok("modprobe nbd; modprobe ublk_drv; modprobe rbd");
     let mut results: Vec<_> = contenders.iter().map(|_| Results::default()).collect();
     for round in 0..rounds {
         for (contender, results) in contenders.iter().zip(&mut results) {
@@ -99,6 +99,11 @@ fn contenders(ceph: &Ceph) -> Vec<Contender> {
         Contender {
             name: "ceph-native",
             map: "rbd-nbd-rs map rbd/perf".into(),
+            unmap: "rbd-nbd-rs unmap rbd/perf",
+        },
+        Contender {
+            name: "… by ublk",
+            map: "rbd-nbd-rs map rbd/perf --device-type ublk".into(),
             unmap: "rbd-nbd-rs unmap rbd/perf",
         },
         Contender {

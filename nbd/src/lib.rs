@@ -44,6 +44,8 @@ mod replies;
 mod request;
 mod server;
 mod socket;
+#[cfg(target_os = "linux")]
+pub mod ublk;
 mod wire;
 
 pub use exports::{Export, Exports, ExportsError};

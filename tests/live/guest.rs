@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use crate::devices::{frozen, gone, partitions, repartitioned, resized, short_of_memory};
 use crate::support::{Ceph, Guest, Machine, Options, run};
+use crate::ublk;
 use crate::{LONG_LEASE, full, sha256};
 
 /// Ends what is left of the story before.
 const CLEAR: &str = "cd /; umount -l /mnt 2> /dev/null
-for device in $(rbd-nbd-rs list-mapped --all | grep -o '/dev/nbd[0-9]*'); do
+for device in $(rbd-nbd-rs list-mapped --all | grep -o '/dev/[a-z]*[0-9]*'); do
     rbd-nbd-rs unmap --force $device
 done; rm -rf /tmp/*; true";
 
@@ -35,6 +36,9 @@ const STORIES: &[(&str, When, Story)] = &[
     ("a cluster that is gone is left, too", When::Always, gone),
     ("memory is short, and little is taken", When::Always, short_of_memory),
     ("an upgrade is a short pause", When::Always, upgraded),
+    ("ublk: a device like the others", When::Always, ublk::served),
+    ("ublk: processes die and devices live", When::Always, ublk::killed),
+    ("ublk: a frozen cluster is left", When::Always, ublk::frozen),
     ("a network of its own, and ioctls", When::Always, by_ioctl),
     ("a slow network is slow and no more", When::Always, far_away),
     ("file systems are whole in snapshots", When::Always, quiesced),
@@ -489,22 +493,28 @@ fn far_away(ceph: &Ceph, guest: &Guest) {
 
 /// The process that serves a device is killed, again and again, while fio writes and verifies.
 fn killed(ceph: &Ceph, guest: &Guest) {
+    killed_of(ceph, guest, "nbd");
+}
+
+/// Of a device of that type.
+pub(crate) fn killed_of(ceph: &Ceph, guest: &Guest, device_type: &str) {
     // With a lock and without: with one, the dead owner is in the way; without, its last writes could be.
     for (image, features) in
         [("locked", "layering,exclusive-lock,object-map,fast-diff"), ("plain", "layering")]
     {
+        let image = &format!("{image}-{device_type}");
         ceph.rbd(&["create", "--size", "64M", "--image-feature", features, image]);
         let kills = if full() { 20 } else { 2 };
         let out = guest.run(&format!(
             "set -e
-             DEV=$(rbd-nbd-rs map rbd/{image} --reattach-timeout 120); mkfs.ext4 -q $DEV; mount $DEV /mnt
+             DEV=$(rbd-nbd-rs map rbd/{image} --device-type {device_type} --reattach-timeout 120); mkfs.ext4 -q $DEV; mount $DEV /mnt
              fio --name=v --directory=/mnt --size=2M --loops={loops} --rw=randwrite --bsrange=512-64k \
                  --ioengine=libaio --iodepth=16 --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
                  --do_verify=1 > /tmp/fio 2>&1 &
              FIO=$!
              for i in $(seq {kills}); do
                  sleep 1
-                 PID=$(rbd-nbd-rs list-mapped | awk '/nbd/ {{ print $1 }}')
+                 PID=$(rbd-nbd-rs list-mapped | awk '$1 + 0 {{ print $1 }}')
                  dd if=/dev/urandom of=/mnt/$i bs=1M count=1 2>/dev/null; sync /mnt/$i || sync
                  sha256sum /mnt/$i >> /tmp/sums
                  kill -9 $PID; sleep 1

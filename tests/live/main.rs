@@ -41,6 +41,7 @@ mod telemetry;
 mod tools;
 mod trash;
 mod twins;
+mod ublk;
 mod verbs;
 mod watch;
 

@@ -55,12 +55,13 @@ pub fn tune(device: &Path, longest: u32) {
     };
     let longest = kilobytes("max_hw_sectors_kb").unwrap_or(u32::MAX).min(longest >> 10);
     for (name, value) in [
+        // First what the kernel does not wait for anything for.
+        ("io_timeout", LOOK_MILLISECONDS.to_string()),
         ("scheduler", "none".to_owned()),
         ("max_sectors_kb", longest.to_string()),
         ("read_ahead_kb", longest.to_string()),
         ("rotational", "0".to_owned()),
         ("add_random", "0".to_owned()),
-        ("io_timeout", LOOK_MILLISECONDS.to_string()),
     ] {
         if let Err(error) = fs::write(queue.join(name), value) {
             tracing::debug!(name, %error, "a setting of the queue");

@@ -22,9 +22,10 @@ use tokio::task::JoinHandle;
 
 use super::control::Handed;
 use super::state::{DeviceType, failed};
+use super::ublk::Ublk;
 
 /// The longest request that the kernel is to make, in bytes: an object of the usual size.
-const LONGEST_REQUEST: u32 = 4 << 20;
+pub(crate) const LONGEST_REQUEST: u32 = 4 << 20;
 
 /// What one side may have sent that the other has not read yet, in bytes: with what Linux gives otherwise (208 KiB),
 /// two requests of 128 KiB already wait for each other, and whoever sends is woken for each piece of room.
@@ -32,14 +33,14 @@ const SEND_BUFFER: usize = 1 << 20;
 
 /// How long it may take until no request is in flight when the device is left to somebody else. What is not done by
 /// then, the kernel asks again.
-const DETACH: Duration = Duration::from_secs(1);
+pub(crate) const DETACH: Duration = Duration::from_secs(1);
 
 /// The same when its connections are given to somebody else, who begins with nothing to do: it may take as long as the
 /// cluster takes, which is not the time that handing over takes.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
-/// How often and for how long new sockets are offered to a device whose old ones the kernel has not missed yet.
-const OFFER_PAUSE: Duration = Duration::from_millis(20);
+/// How often and for how long a device is offered somebody to serve it whose old process the kernel has not missed yet.
+pub(crate) const OFFER_PAUSE: Duration = Duration::from_millis(20);
 const OFFER: Duration = Duration::from_secs(20);
 
 /// How long the kernel's NBD client may take from being seen to being ready.
@@ -101,6 +102,7 @@ pub(crate) enum Attached {
     Nbd(Nbd),
     Ioctl(NbdByIoctl),
     Fuse(Fuse),
+    Ublk(Ublk),
 }
 
 impl Attached {
@@ -110,6 +112,7 @@ impl Attached {
             DeviceType::Nbd => Nbd::connect(wanted, image).await.map(Self::Nbd),
             DeviceType::Ioctl => NbdByIoctl::connect(wanted, image).await.map(Self::Ioctl),
             DeviceType::Fuse => Fuse::attach(wanted, image).await.map(Self::Fuse),
+            DeviceType::Ublk => Ublk::add(wanted, image).await.map(Self::Ublk),
         }
     }
 
@@ -117,6 +120,7 @@ impl Attached {
     pub(crate) async fn take_over(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
         match wanted.device_type {
             DeviceType::Nbd => Nbd::take_over(wanted, image).await.map(Self::Nbd),
+            DeviceType::Ublk => Ublk::take_over(wanted, image).await.map(Self::Ublk),
             DeviceType::Ioctl | DeviceType::Fuse => Err(only_served_by_one().with_hint(
                 "it ends with the process that serves it: unmap it, and map the image again",
             )),
@@ -138,6 +142,7 @@ impl Attached {
             Self::Nbd(nbd) => &nbd.path,
             Self::Ioctl(nbd) => nbd.device.path(),
             Self::Fuse(fuse) => &fuse.path,
+            Self::Ublk(ublk) => ublk.path(),
         }
     }
 
@@ -147,6 +152,7 @@ impl Attached {
             Self::Nbd(nbd) => nbd.resize(size).await,
             Self::Ioctl(nbd) => nbd.resize(size).await,
             Self::Fuse(fuse) => fuse.resize().await,
+            Self::Ublk(ublk) => ublk.resize(),
         }
     }
 
@@ -156,6 +162,7 @@ impl Attached {
             Self::Nbd(nbd) => nbd.ended().await,
             Self::Ioctl(nbd) => nbd.ended().await,
             Self::Fuse(fuse) => fuse.ended().await,
+            Self::Ublk(ublk) => ublk.ended().await,
         }
     }
 
@@ -165,6 +172,7 @@ impl Attached {
             Self::Nbd(nbd) => nbd.disconnect().await,
             Self::Ioctl(nbd) => nbd.disconnect().await,
             Self::Fuse(fuse) => fuse.detach().await,
+            Self::Ublk(ublk) => ublk.end().await,
         }
     }
 
@@ -173,6 +181,11 @@ impl Attached {
     pub(crate) async fn hand_over(self) -> std::result::Result<Vec<Handed>, (Self, Error)> {
         match self {
             Self::Nbd(nbd) => Ok(nbd.hand_over().await),
+            Self::Ublk(_) => {
+                let what =
+                    "ublk has a device served by somebody else only when this process is gone";
+                Err((self, Error::new(Kind::Unsupported, what)))
+            }
             Self::Ioctl(_) | Self::Fuse(_) => Err((self, only_served_by_one())),
         }
     }
@@ -185,6 +198,7 @@ impl Attached {
                 let report = nbd.server.shutdown(DETACH).await;
                 Ok(report.abandoned == 0)
             }
+            Self::Ublk(ublk) => Ok(ublk.leave().await),
             Self::Ioctl(_) | Self::Fuse(_) => Err((self, only_served_by_one())),
         }
     }
@@ -506,16 +520,7 @@ pub(crate) fn insist_on_nbd() -> Result<()> {
 
 /// Whether the kernel's NBD client is there, loaded now if need be.
 fn load_nbd() -> bool {
-    if !sysfs::has_nbd() {
-        // One after the other: of several that load it at once, one is told that it is done, and the others that it
-        // could not be, before it is.
-        let turn = File::open("/sys/module").ok().filter(take_turn);
-        if !sysfs::has_nbd() {
-            let mut modprobe = std::process::Command::new("modprobe");
-            let _ = modprobe.arg("nbd").stderr(std::process::Stdio::null()).status();
-        }
-        drop(turn);
-    }
+    load("nbd", sysfs::has_nbd);
     // It is seen before it is ready.
     let deadline = Instant::now() + LOADING;
     while sysfs::is_nbd_coming() && Instant::now() < deadline {
@@ -524,11 +529,26 @@ fn load_nbd() -> bool {
     sysfs::has_nbd()
 }
 
+/// Loads a module of the kernel's unless it is there.
+pub(crate) fn load(module: &str, is_there: fn() -> bool) {
+    if is_there() {
+        return;
+    }
+    // One after the other: of several that load it at once, one is told that it is done, and the others that it could
+    // not be, before it is.
+    let turn = File::open("/sys/module").ok().filter(|turn| take_turn(turn, is_there));
+    if !is_there() {
+        let mut modprobe = std::process::Command::new("modprobe");
+        let _ = modprobe.arg(module).stderr(std::process::Stdio::null()).status();
+    }
+    drop(turn);
+}
+
 /// Waits for those who load it already. False if it is there then, or if they take too long.
-fn take_turn(turn: &File) -> bool {
+fn take_turn(turn: &File, is_there: fn() -> bool) -> bool {
     let deadline = Instant::now() + TURN;
     while turn.try_lock().is_err() {
-        if sysfs::has_nbd() || Instant::now() >= deadline {
+        if is_there() || Instant::now() >= deadline {
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -570,7 +590,7 @@ fn sockets(server: &Server, count: usize) -> Result<Vec<UnixStream>> {
 /// Sets up the device's queue. For some of that the kernel waits until nothing is in flight (`blk_mq_freeze_queue`),
 /// such as what udev reads of a device as soon as it is there: we serve that meanwhile. If the cluster does not, the
 /// rest is done when it does.
-async fn tune(device: &Path) {
+pub(crate) async fn tune(device: &Path) {
     let device = device.to_owned();
     let tuned = blocking(move || {
         sysfs::tune(&device, LONGEST_REQUEST);

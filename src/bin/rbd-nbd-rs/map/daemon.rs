@@ -23,8 +23,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::attached::{Attached, Wanted, blocking};
 use super::control::{self, Asked, Command, Handed};
-use super::state::{self, Held, Mapping, failed};
-use super::{Options, quiesce, unmap, users};
+use super::state::{self, DeviceType, Held, Mapping, failed};
+use super::{Options, quiesce, ublk, unmap, users};
 use crate::daemon;
 use crate::spec::Spec;
 
@@ -69,8 +69,9 @@ pub(crate) struct Daemon {
 #[derive(Debug)]
 enum End {
     InOrder,
-    /// The device is somebody else's to serve, who fences this process off.
-    Left,
+    /// The device is somebody else's to serve, who fences this process off; not before it is gone, if it holds the
+    /// mapping still.
+    Left(Option<Held>),
     /// The same, and all that was asked of this process is done: it need not be fenced off once the image is closed.
     LeftDone(Box<(Held, Mapping)>),
     /// Whatever state the cluster is in.
@@ -187,6 +188,15 @@ impl Daemon {
     /// state if the process before had handed over all it had, and only its answer was lost.
     async fn fence(&self, cluster: &Cluster, own: Option<&str>) -> Result<()> {
         let before = state::find(&self.wanted.cookie)?.filter(|_| self.from != From::Nothing);
+        // The driver goes on with a device of which nobody here knows any more who has served it.
+        if before.is_none()
+            && self.from != From::Nothing
+            && self.wanted.device_type == DeviceType::Ublk
+            && !self.options.force
+        {
+            return Err(Error::new(Kind::Invalid, "it is not known who has served the device")
+                .with_hint("--force takes it without fencing off whoever that was"));
+        }
         let client = before.and_then(|found| found.mapping.client);
         let Some(address) = client.filter(|client| own != Some(client)) else { return Ok(()) };
         let command =
@@ -404,7 +414,7 @@ async fn watch(
                         false => held.write(&Mapping { client, ..mapping }).map(|()| handed),
                     };
                     tell(answer, ready).await;
-                    return Ok(End::Left);
+                    return Ok(End::Left(None));
                 }
                 Err((back, error)) => {
                     attached = back;
@@ -430,7 +440,7 @@ async fn watch(
             }
         };
         let ended = attached.end().await;
-        held.remove();
+        forget(held, &mapping, &ended);
         let told = match &ended {
             Ok(()) => Ok(Vec::new()),
             Err(error) => Err(Error::new(error.kind(), error.to_string())),
@@ -438,8 +448,16 @@ async fn watch(
         tell(answer, told).await;
         return ended.map(|()| end);
     };
-    held.remove();
+    forget(held, &mapping, &ended);
     ended.map(|()| End::InOrder)
+}
+
+/// Forgets a mapping whose device has ended. One that could not be ended, and is there still, is for who attaches it
+/// next, or ends it.
+fn forget(held: Held, mapping: &Mapping, ended: &Result<()>) {
+    if ended.is_ok() || !unmap::is_there(mapping) {
+        held.remove();
+    }
 }
 
 /// Closes the image, so that nobody takes it for being in use until the cluster misses us.
@@ -456,6 +474,10 @@ async fn close(image: Image, ended: Result<End>) -> Result<()> {
             let (held, mapping) = *left;
             held.write(&Mapping { client: None, ..mapping })
         }
+        End::Left(held) => {
+            drop(held);
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -464,7 +486,10 @@ async fn close(image: Image, ended: Result<End>) -> Result<()> {
 /// process is done, nobody needs to be kept from what it might still do.
 fn left(held: Held, mapping: Mapping, clean: bool) -> End {
     tracing::info!(clean, "left the device to whoever attaches it next");
-    if clean { End::LeftDone(Box::new((held, mapping))) } else { End::Left }
+    match clean {
+        true => End::LeftDone(Box::new((held, mapping))),
+        false => End::Left(Some(held)),
+    }
 }
 
 /// The address by which the cluster knows this process, if it writes: of one that only reads nothing can come later,
@@ -525,9 +550,13 @@ fn catch(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
 
 /// The cookie that the kernel has of a device, which has to be that of whoever takes it over.
 pub(crate) fn check_cookie(device: &std::path::Path, cookie: &str) -> Result<()> {
-    match sysfs::cookie(device) {
-        Some(its) if its != cookie => Err(Error::new(Kind::Invalid, "cookie mismatch")),
-        _ => Ok(()),
+    let is_its = match nbd::ublk::index(device) {
+        Some(number) => ublk::is_known_by(number, cookie),
+        None => sysfs::cookie(device).is_none_or(|its| its == cookie),
+    };
+    match is_its {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Invalid, "cookie mismatch")),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ceph_native::error::{Error, Kind, Result};
 use nbd::kernel::sysfs;
 
-use super::state::{Found, failed};
+use super::state::{DeviceType, Found, failed};
 use super::{unmap, users};
 use crate::spec::Spec;
 
@@ -37,6 +37,9 @@ impl Growing {
         let Some(found) = Found::all()?.into_iter().find(is_meant) else {
             return refused(format!("{spec} is not mapped on this host"));
         };
+        if found.mapping.device_type == DeviceType::Ublk {
+            return refused("a device of ublk keeps the size that it was made with".to_owned());
+        }
         let device = found.mapping.device;
         let mounts = users::mounted(&device);
         if let Some(other) = mounts.iter().find(|mount| program(&mount.kind).is_none()) {

@@ -7,6 +7,7 @@ mod grow;
 mod list;
 mod quiesce;
 mod state;
+mod ublk;
 mod unmap;
 mod users;
 
@@ -92,7 +93,8 @@ pub(crate) struct Attach {
 /// Replaces the processes that serve devices by this program, one after the other.
 ///
 /// The new one opens the image first, then takes the kernel's connections from the old one, which loses no request and
-/// takes a fraction of a second. Devices over FUSE cannot be handed over.
+/// takes a fraction of a second. A device of ublk waits for as long as the new one takes to open the image. Devices
+/// over FUSE cannot be handed over.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Upgrade {
     /// Devices, or what is mapped there.
@@ -108,10 +110,12 @@ pub(crate) struct Upgrade {
 pub(crate) struct Options {
     #[command(flatten)]
     image: SnapArgs,
-    /// The device to use: /dev/nbd{num}, or /dev/loop{num} over FUSE.
+    /// The device to use: /dev/nbd{num}, /dev/loop{num} over FUSE, or /dev/ublkb{num}.
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
     /// What makes the block device [default: nbd where the kernel has it (ioctl where it has no netlink), else fuse].
+    ///
+    /// ublk (Linux 6.5 and later) takes the least CPU, and has its limits: docs/map.md.
     #[arg(long, value_name = "TYPE")]
     device_type: Option<DeviceType>,
     /// Refuse writes.
@@ -126,10 +130,10 @@ pub(crate) struct Options {
     /// Don't pass on discards.
     #[arg(long)]
     notrim: bool,
-    /// Give up a connection on which a request takes longer; 0 waits for ever.
+    /// Give up a connection on which a request takes longer; 0 waits for ever. (Not with ublk.)
     #[arg(long, value_name = "SECONDS", default_value_t = 0, alias = "timeout")]
     io_timeout: u64,
-    /// How long the device waits for its process to come back before requests fail.
+    /// How long the device waits for its process to come back before requests fail. (With ublk it waits for ever.)
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     reattach_timeout: u64,
     /// Answer Prometheus at http://ADDRESS:PORT/metrics.
@@ -144,7 +148,7 @@ pub(crate) struct Options {
     /// Ignored: partitions are made as they are found.
     #[arg(long = "max_part", value_name = "COUNT", hide = true)]
     max_part: Option<u8>,
-    /// Connections of the kernel to the process that serves the device.
+    /// Connections of the kernel to the process that serves the device. (With ublk there is one.)
     #[arg(long, value_name = "COUNT")]
     num_connections: Option<usize>,
     /// The logical block size, in bytes.
@@ -373,11 +377,16 @@ fn for_each<'a>(
 /// Whether the kernel keeps a device for whoever serves it next.
 fn is_waiting(found: &Found) -> bool {
     let mapping = &found.mapping;
-    !found.alive
-        && mapping.device_type == DeviceType::Nbd
-        && mapping.is_of_this_boot()
-        && sysfs::pid(&mapping.device).is_some()
-        && sysfs::cookie(&mapping.device).is_none_or(|cookie| cookie == mapping.cookie)
+    let waits = match mapping.device_type {
+        DeviceType::Nbd => {
+            mapping.is_of_this_boot()
+                && sysfs::pid(&mapping.device).is_some()
+                && sysfs::cookie(&mapping.device).is_none_or(|cookie| cookie == mapping.cookie)
+        }
+        DeviceType::Ublk => unmap::is_there(mapping) && sysfs::size(&mapping.device).is_some(),
+        DeviceType::Ioctl | DeviceType::Fuse => false,
+    };
+    !found.alive && waits
 }
 
 /// Starts a process for a device, with the command line of the one before, which may serve it still.
@@ -448,11 +457,15 @@ impl Upgrade {
             meant.push(known.ok_or_else(|| unmap::not_mapped(target))?);
         }
         if self.all {
-            meant = all.iter().filter(|it| it.mapping.device_type == DeviceType::Nbd).collect();
+            let can = |found: &&Found| {
+                matches!(found.mapping.device_type, DeviceType::Nbd | DeviceType::Ublk)
+            };
+            meant = all.iter().filter(can).collect();
         }
         for_each(meant.into_iter(), |found| {
-            // Who keeps the image's lock gives it up only by ending.
-            let keeps = found.mapping.arguments.iter().any(|word| word == "--exclusive");
+            // Who keeps the image's lock gives it up only by ending, and ublk takes nobody else before.
+            let keeps = found.mapping.arguments.iter().any(|word| word == "--exclusive")
+                || found.mapping.device_type == DeviceType::Ublk;
             if keeps {
                 unmap::leave(found)?;
             }
@@ -487,9 +500,11 @@ impl Options {
                 DeviceType::Ioctl
             }
             (Some(DeviceType::Fuse), _) => DeviceType::Fuse,
+            (Some(DeviceType::Ublk), _) => ublk::insist()?,
             // A device that is named says what makes it.
             (None, Some(device)) if is_loop(device) => DeviceType::Fuse,
             (None, Some(device)) if is_called(device, "nbd") => attached::nbd()?,
+            (None, Some(device)) if is_called(device, "ublkb") => ublk::insist()?,
             (None, _) => attached::choose()?,
         };
         Ok(Wanted {

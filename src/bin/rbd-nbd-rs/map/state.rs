@@ -36,6 +36,8 @@ pub(crate) enum DeviceType {
     Ioctl,
     /// A loop device over a file that FUSE serves.
     Fuse,
+    /// The kernel's ublk driver.
+    Ublk,
 }
 
 /// A mapping. Fields that a later version adds are passed over by this one.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::control::{self, Command};
 use super::state::{DeviceType, Found, Mapping, failed};
-use super::{PROCESS, users};
+use super::{PROCESS, ublk, users};
 use crate::spec::{SnapArgs, Spec};
 
 /// How long a process that serves may take to end a device at once, before it is ended itself.
@@ -63,6 +63,13 @@ impl Unmap {
         let Some(found) = self.target.find()? else {
             // A device of nobody's that is not in use is as it should be.
             let device = self.target.device();
+            if let Some(device) = device.as_deref().filter(|it| nbd::ublk::index(it).is_some()) {
+                let users = users::of(device, 0);
+                return match users.is_empty() || self.force {
+                    true => ublk::end_unknown(device),
+                    false => Err(in_use(device, &users)),
+                };
+            }
             return match device.filter(|device| sysfs::index(device).is_some()) {
                 Some(device) if sysfs::pid(&device).is_some() => end_nbd(&device),
                 Some(_) => Ok(()),
@@ -128,18 +135,22 @@ fn end_unserved(found: &Found, force: bool) -> Result<()> {
     if is_there(mapping) {
         let users = users::of(&mapping.device, 0);
         if !users.is_empty() && !force {
-            let what = format!("{} is in use: {}", mapping.device.display(), users.join(", "));
-            return Err(Error::new(Kind::Busy, what)
+            return Err(in_use(&mapping.device, &users)
                 .with_hint("nobody serves it: `attach` has it served again, --force ends it"));
         }
         match mapping.device_type {
             DeviceType::Nbd | DeviceType::Ioctl => end_nbd(&mapping.device)?,
             DeviceType::Fuse => loop_device::release(&mapping.device)
                 .map_err(|error| failed(mapping.device.display().to_string(), error))?,
+            DeviceType::Ublk => ublk::end_unserved(&mapping.device)?,
         }
     }
     held.remove();
     Ok(())
+}
+
+fn in_use(device: &Path, users: &[String]) -> Error {
+    Error::new(Kind::Busy, format!("{} is in use: {}", device.display(), users.join(", ")))
 }
 
 /// Whether the device of a mapping is still there, and still its own.
@@ -157,6 +168,9 @@ pub(super) fn is_there(mapping: &Mapping) -> bool {
         }
         DeviceType::Fuse => loop_device::name(device)
             .is_some_and(|name| format!("rbd:{}", mapping.spec()).starts_with(&name)),
+        DeviceType::Ublk => {
+            nbd::ublk::index(device).is_some_and(|index| ublk::is_known_by(index, &mapping.cookie))
+        }
     }
 }
 
