@@ -32,8 +32,8 @@ pub const LONG_REQUEST_BYTES: usize = 64 << 10;
 /// small.
 pub const BEHIND_LONG_BYTES: usize = 4 << 10;
 
-/// What is to be written to a device of ublk is read into buffers of this size: a few requests of the longer kind, so that
-/// memory is not given back to the kernel and touched anew for each.
+/// What is to be written to a device of ublk is read into buffers of this size: a few requests of the longer kind, so
+/// that memory is not given back to the kernel and touched anew for each.
 pub const WRITE_BUFFER_BYTES: usize = 1 << 20;
 
 /// The longest read or write, in bytes. 32 MiB is what the protocol document expects every server to take.

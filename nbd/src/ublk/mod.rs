@@ -1,6 +1,6 @@
 //! Block devices of Linux' ublk driver (`Documentation/block/ublk.rst`), from Linux 6.5 on: made, ended and taken over
-//! by commands to `/dev/ublk-control`, and served by [`serve`]. There is no socket: requests come by an io_uring, and data is
-//! copied once, between the kernel's pages and ours.
+//! by commands to `/dev/ublk-control`, and served by [`serve`]. There is no socket: requests come by an io_uring, and
+//! data is copied once, between the kernel's pages and ours.
 
 mod ring;
 mod serving;

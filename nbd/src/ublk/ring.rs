@@ -40,8 +40,9 @@ impl Ring {
         Ok(Self { uring })
     }
 
-    /// What wakes a task of the runtime it is made in when there is something for [`enter`](Ring::enter) to do, as long as
-    /// the ring [rings](Ring::ring_bell). (To poll the ring itself is of no use: it does not tell of work that is deferred.)
+    /// What wakes a task of the runtime it is made in when there is something for [`enter`](Ring::enter) to do, as long
+    /// as the ring [rings](Ring::ring_bell). (To poll the ring itself is of no use: it does not tell of work that is
+    /// deferred.)
     pub(super) fn bell(&self) -> io::Result<AsyncFd<OwnedFd>> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         self.uring.submitter().register_eventfd(bell.as_raw_fd())?;
