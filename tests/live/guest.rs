@@ -507,7 +507,8 @@ pub(crate) fn killed_of(ceph: &Ceph, guest: &Guest, device_type: &str) {
         let kills = if full() { 20 } else { 2 };
         let out = guest.run(&format!(
             "set -e
-             DEV=$(rbd-nbd-rs map rbd/{image} --device-type {device_type} --reattach-timeout 120); mkfs.ext4 -q $DEV; mount $DEV /mnt
+             DEV=$(rbd-nbd-rs map rbd/{image} --device-type {device_type} --reattach-timeout 120)
+             mkfs.ext4 -q $DEV; mount $DEV /mnt
              fio --name=v --directory=/mnt --size=2M --loops={loops} --rw=randwrite --bsrange=512-64k \
                  --ioengine=libaio --iodepth=16 --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
                  --do_verify=1 > /tmp/fio 2>&1 &

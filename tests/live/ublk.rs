@@ -95,8 +95,8 @@ pub(crate) fn killed(ceph: &Ceph, guest: &Guest) {
     killed_of(ceph, guest, "ublk");
 }
 
-/// Every daemon is frozen, and something was not written yet: the device goes on when they do, or is ended at once; also
-/// when whoever served it is gone, and what waits for it would wait for ever.
+/// Every daemon is frozen, and something was not written yet: the device goes on when they do, or is ended at once;
+/// also when whoever served it is gone, and what waits for it would wait for ever.
 pub(crate) fn frozen(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "64M", "ublk-frozen"]);
     let daemons: Vec<_> =

@@ -112,8 +112,8 @@ impl Serving {
         self.phase.send_replace(Phase::Failing);
     }
 
-    /// Leaves the device to whoever serves it next, which is asked for all that is not begun or not done within `grace`.
-    /// Says whether all that was begun is done. The kernel takes the device for left when this process ends.
+    /// Leaves the device to whoever serves it next, which is asked for all that is not begun or not done within
+    /// `grace`. Says whether all that was begun is done. The kernel takes the device for left when this process ends.
     pub async fn leave(mut self, grace: Duration) -> bool {
         self.phase.send_replace(Phase::Draining);
         match tokio::time::timeout(grace, &mut self.task).await {
