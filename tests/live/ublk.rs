@@ -118,7 +118,8 @@ pub(crate) fn frozen(ceph: &Ceph, guest: &Guest) {
         );
         if end == "goes on" {
             signal("-CONT");
-            guest.ok("kill $(pidof fio); sleep 1; sync; umount /mnt; e2fsck -f -n /dev/ublkb0; rbd-nbd-rs unmap /dev/ublkb0");
+            guest.ok("kill $(pidof fio); sleep 1; sync; umount /mnt; e2fsck -f -n /dev/ublkb0
+                 rbd-nbd-rs unmap /dev/ublkb0");
             continue;
         }
         if end == "is killed and forced" {
