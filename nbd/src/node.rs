@@ -43,9 +43,28 @@ fn parse(numbers: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_another_devices_is_replaced() {
+        let folder = std::env::temp_dir().join(format!("node-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let name = std::fs::read_dir("/sys/block").unwrap().next().unwrap().unwrap().file_name();
+        let (path, mode) = (folder.join(name), Mode::from(0o600));
+        let number = || rustix::fs::stat(&path).unwrap().st_rdev;
+        make(&path).unwrap();
+        let right = number();
+        std::fs::remove_file(&path).unwrap();
+        mknodat(CWD, &path, FileType::BlockDevice, mode, makedev(1, 250)).unwrap();
+        assert_ne!(number(), right);
+        make(&path).unwrap();
+        assert_eq!(number(), right);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
     #[test]
     fn numbers_of_a_device() {
-        assert_eq!(super::parse("43:96\n"), Some((43, 96)));
-        assert_eq!(super::parse("43"), None);
+        assert_eq!(parse("43:96\n"), Some((43, 96)));
+        assert_eq!(parse("43"), None);
     }
 }
