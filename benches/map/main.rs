@@ -83,6 +83,35 @@ fn main() {
     if !quick {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/performance/map.md");
         std::fs::write(path, table).unwrap();
+        let [nbd, ublk, peer, _] = &results[..] else { panic!("{} contenders", results.len()) };
+        judge(nbd, ublk, peer);
+    }
+}
+
+/// What `docs/performance.md` claims: by ublk half of what the peer takes, and a tenth of that for what the host does
+/// meanwhile.
+fn judge(nbd: &Results, ublk: &Results, peer: &Results) {
+    for (at, (workload, ..)) in WORKLOADS.iter().enumerate() {
+        let ratio = ublk.guest(at) / peer.guest(at);
+        assert!(ratio < 0.55, "{workload}: {ratio:.2} of the peer's CPU");
+    }
+    for ours in [nbd, ublk] {
+        let (map, theirs) = (median(ours.maps.clone()), median(peer.maps.clone()));
+        assert!(map < theirs, "mapping took {map} s, the peer {theirs} s");
+        let memory = ours.memory.map_or(0.0, |(mapped, after)| mapped.max(after));
+        assert!(memory < 16.0, "{memory} MiB");
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Results {
+    /// CPU of the guest per operation of a workload, in microseconds.
+    fn guest(&self, workload: usize) -> f64 {
+        median(self.samples[workload].iter().map(|sample| sample.guest).collect())
     }
 }
 
@@ -186,10 +215,6 @@ fn table(contenders: &[Contender], results: &[Results]) -> String {
          CPU is of the whole guest per operation, fio's included; in brackets, of the process that serves the device.\n\
          Medians of three rounds, in which each had its turn.\n\n|",
     );
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     for contender in contenders {
         let _ = write!(text, " | {}", contender.name);
     }
@@ -204,7 +229,7 @@ fn table(contenders: &[Contender], results: &[Results]) -> String {
         let _ = write!(text, " |\n| … CPU, µs");
         for results in results {
             let samples = &results.samples[at];
-            let guest = median(samples.iter().map(|sample| sample.guest).collect());
+            let guest = results.guest(at);
             let process = median(samples.iter().map(|sample| sample.process).collect());
             match results.memory {
                 Some(_) => drop(write!(text, " | {guest:.0} ({process:.0})")),

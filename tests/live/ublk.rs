@@ -24,7 +24,7 @@ pub(crate) fn served(ceph: &Ceph, guest: &Guest) {
     let busy = guest.run(
         "fio --name=r --filename=/dev/ublkb0 --rw=randread --bs=4k --iodepth=64 --numjobs=2 --ioengine=libaio \
              --direct=1 --norandommap --time_based --runtime=6 > /dev/null 2>&1 & sleep 2
-         timeout 10 rbd-nbd-rs unmap rbd/ublk; CODE=$?; kill $(pidof fio); wait; exit $CODE",
+         timeout 10 rbd-nbd-rs unmap rbd/ublk; CODE=$?; wait; exit $CODE",
     );
     assert!(busy.code == 16 && busy.to_string().contains("open in process"), "{busy}");
 
