@@ -100,9 +100,7 @@ impl Guest {
             .arg(&initrd)
             .args([
                 "-append",
-                // Whether the timer works is not checked: on a busy host it comes too late, and the kernel panics.
-                "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr net.ifnames=0 \
-                 no_timer_check",
+                "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable nokaslr net.ifnames=0",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
