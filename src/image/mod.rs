@@ -420,8 +420,7 @@ impl Image {
         self.0.read_snap
     }
 
-    /// Freeing less than this many bytes, or what is not aligned to it, is not asked of the cluster.
-    pub(crate) fn discard_granularity(&self) -> u64 {
+    fn discard_granularity(&self) -> u64 {
         DISCARD_GRANULARITY.min(self.layout().object_size())
     }
 
