@@ -1,4 +1,4 @@
-//! Block devices of the kernel's ublk driver: the third kind of [`Attached`](super::attached::Attached).
+//! Block devices of the kernel's ublk driver: one kind of [`Attached`](super::attached::Attached).
 //!
 //! The driver keeps a device whose process is gone until another takes it over, however long that takes, and asks that
 //! again what was in flight. It has no place for a cookie, but one for a mark of it.
@@ -27,6 +27,8 @@ pub(crate) struct Ublk {
     path: PathBuf,
     index: u32,
     serving: Serving,
+    /// Somebody else has stopped it.
+    is_stopped: bool,
 }
 
 impl Ublk {
@@ -54,7 +56,7 @@ impl Ublk {
         };
         let path = nbd::ublk::path(index);
         tune(&path).await;
-        Ok(Self { path, index, serving })
+        Ok(Self { path, index, serving, is_stopped: false })
     }
 
     pub(crate) async fn take_over(wanted: &Wanted, image: ImageDevice) -> Result<Self> {
@@ -79,7 +81,8 @@ impl Ublk {
         }
         let size = image.geometry().size;
         let serving = begin(index, image, move |control| control.end_recovery(index)).await;
-        let ublk = Self { serving: serving.map_err(not_taken)?, path, index };
+        let serving = serving.map_err(not_taken)?;
+        let ublk = Self { path, index, serving, is_stopped: false };
         if sysfs::size(&ublk.path) != Some(size / 512 * 512)
             && let Err(error) = ublk.resize()
         {
@@ -99,19 +102,30 @@ impl Ublk {
             .with_hint("unmap it, and map the image again"))
     }
 
-    /// Returns when somebody else has stopped the device.
+    /// Returns when somebody else has stopped the device, of which nothing is left then. May be dropped and called
+    /// again.
     pub(crate) async fn ended(&mut self) -> Result<()> {
-        self.serving.ended().await.map_err(|error| failed(self.path.display().to_string(), error))
+        let (index, path) = (self.index, self.path.display().to_string());
+        if !self.is_stopped {
+            let ended = self.serving.ended().await;
+            ended.map_err(|error| failed(path.clone(), error))?;
+            self.is_stopped = true;
+        }
+        let deleted = blocking(move || Control::open()?.delete(index)).await;
+        deleted.map_err(|error| failed(path, error))
     }
 
     pub(crate) async fn end(self) -> Result<()> {
-        let Self { path, index, mut serving } = self;
-        // The driver waits for what is in flight.
-        serving.fail();
+        let Self { path, index, mut serving, is_stopped } = self;
         let ended = async {
+            // Without a way to the driver nothing fails yet; it waits for what is in flight.
+            drop(blocking(Control::open).await?);
+            serving.fail();
             blocking(move || Control::open()?.stop(index)).await?;
             // Before Linux 6.9 it forgets the device only when nobody has it open.
-            let _ = serving.ended().await;
+            if !is_stopped {
+                let _ = serving.ended().await;
+            }
             blocking(move || Control::open()?.delete(index)).await
         };
         ended.await.map_err(|error| failed(format!("{} cannot be ended", path.display()), error))
@@ -134,13 +148,7 @@ async fn begin(
         // It would wait for somebody to serve the device.
         ended = serving.ended() => ended.and_then(|()| Err(io::ErrorKind::BrokenPipe.into())),
     };
-    match begun {
-        Ok(()) => Ok(serving),
-        Err(error) => {
-            drop(serving);
-            Err(error)
-        }
-    }
+    begun.map(|()| serving)
 }
 
 /// Loads the driver if need be, or says that there is none.
