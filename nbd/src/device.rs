@@ -6,6 +6,7 @@
 //! smallest complete example.
 
 use std::fmt;
+use std::io::IoSlice;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -211,6 +212,30 @@ impl ReadData {
     /// Whether there is no content.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The content in pieces to be written, holes as zeros.
+    pub(crate) fn pieces(&self) -> Vec<IoSlice<'_>> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let segments = match self {
+            Self::Whole(data) => return vec![IoSlice::new(data)],
+            Self::Segments(segments) => segments,
+        };
+        let mut pieces = Vec::with_capacity(segments.len());
+        for segment in segments {
+            match segment {
+                Segment::Data(data) => pieces.push(IoSlice::new(data)),
+                Segment::Hole(len) => {
+                    let mut left = *len as usize;
+                    while left > 0 {
+                        let now = left.min(ZEROES.len());
+                        pieces.push(IoSlice::new(&ZEROES[..now]));
+                        left -= now;
+                    }
+                }
+            }
+        }
+        pieces
     }
 }
 

@@ -15,7 +15,7 @@ use slab::Slab;
 use tokio::io::unix::AsyncFd;
 
 use super::wire::{self, Body, Message};
-use crate::device::{Completion, Device, Errno, Op, Outcome, Queue, ReadData, Request, Segment};
+use crate::device::{Completion, Device, Errno, Op, Outcome, Queue, ReadData, Request};
 use crate::limits;
 
 /// The room that a message needs at most. The kernel refuses to be read from with less.
@@ -32,8 +32,6 @@ const PIECES: usize = 1000;
 
 const ENOSYS: u32 = 38;
 const EPROTO: u32 = 71;
-
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Serves a device to the kernel's end of a file system, until that is gone.
 ///
@@ -284,7 +282,7 @@ impl Session {
     }
 
     fn answer_read(&self, unique: u64, data: &ReadData) -> io::Result<()> {
-        let pieces = pieces(data);
+        let pieces = data.pieces();
         let header = wire::header(unique, data.len() as usize);
         if pieces.len() < PIECES {
             return self.send(&header, &pieces);
@@ -330,26 +328,4 @@ impl Pending {
 
 fn ends_behind(offset: u64, len: u64, size: u64) -> bool {
     offset.checked_add(len).is_none_or(|end| end > size)
-}
-
-fn pieces(data: &ReadData) -> Vec<IoSlice<'_>> {
-    let segments = match data {
-        ReadData::Whole(data) => return vec![IoSlice::new(data)],
-        ReadData::Segments(segments) => segments,
-    };
-    let mut pieces = Vec::with_capacity(segments.len());
-    for segment in segments {
-        match segment {
-            Segment::Data(data) => pieces.push(IoSlice::new(data)),
-            Segment::Hole(len) => {
-                let mut left = *len as usize;
-                while left > 0 {
-                    let now = left.min(ZEROS.len());
-                    pieces.push(IoSlice::new(&ZEROS[..now]));
-                    left -= now;
-                }
-            }
-        }
-    }
-    pieces
 }

@@ -23,11 +23,8 @@ use super::ring::{Descriptors, Ring, read_at};
 use super::wire::{
     COMMIT_AND_FETCH_REQ, DEPTH, Descriptor, FETCH_REQ, Kind, data_offset, io_command,
 };
-use crate::device::{Completion, Device, Errno, Op, Outcome, Queue, ReadData, Request, Segment};
+use crate::device::{Completion, Device, Errno, Op, Outcome, Queue, ReadData, Request};
 use crate::limits;
-
-/// What stands for a hole.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A device that is served, by a task of the runtime it was begun in.
 #[derive(Debug)]
@@ -252,30 +249,10 @@ impl Session {
     /// Writes what was read to the pages of a request.
     fn write(&self, tag: u16, data: &ReadData) -> io::Result<()> {
         let mut offset = data_offset(tag);
-        let segments = match data {
-            ReadData::Whole(bytes) => {
-                return write_at(&self.file, &mut [IoSlice::new(bytes)], offset);
-            }
-            ReadData::Segments(segments) => segments,
-        };
-        for segments in segments.chunks(limits::WRITE_PIECES) {
-            let mut slices = Vec::with_capacity(segments.len());
-            for segment in segments {
-                match segment {
-                    Segment::Data(bytes) => slices.push(IoSlice::new(bytes)),
-                    Segment::Hole(len) => {
-                        let mut left = *len as usize;
-                        while left > 0 {
-                            let zeroes = &ZEROES[..left.min(ZEROES.len())];
-                            left -= zeroes.len();
-                            slices.push(IoSlice::new(zeroes));
-                        }
-                    }
-                }
-            }
-            let len: u64 = segments.iter().map(Segment::len).sum();
-            write_at(&self.file, &mut slices, offset)?;
-            offset += len;
+        for pieces in data.pieces().chunks_mut(limits::WRITE_PIECES) {
+            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            write_at(&self.file, pieces, offset)?;
+            offset += len as u64;
         }
         Ok(())
     }
