@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
@@ -106,6 +106,15 @@ impl Ring {
                 entered => return entered.map(drop),
             }
         }
+    }
+
+    /// Has the kernel keep the ring until the process ends, with the commands that wait in it.
+    pub(super) fn outlive(&self) -> io::Result<()> {
+        // SAFETY: a ring has an open descriptor for as long as it lives.
+        #[expect(unsafe_code, reason = "the crate does not lend it")]
+        let fd = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
+        std::mem::forget(rustix::io::dup(fd)?);
+        Ok(())
     }
 
     /// A command that is completed: its tag and its result.

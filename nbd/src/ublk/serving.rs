@@ -87,7 +87,7 @@ pub fn serve(index: u32, device: Arc<dyn Device>) -> io::Result<Serving> {
             tokio::select! {
                 biased;
                 ended = poll_fn(|cx| session.poll(cx)) => return ended,
-                // Nobody serves a device that nobody has: the kernel is to see that.
+                // Nobody serves a device that nobody has; the kernel sees that when the process ends.
                 changed = told.changed() => if changed.is_err() { return Ok(()) },
             }
         }
@@ -345,6 +345,18 @@ impl Session {
         let op = request.operation(data).ok_or(Errno::EINVAL)?;
         let len = if kind == Kind::Other { 0 } else { request.len() };
         Ok((op, Taken { kind, len }))
+    }
+}
+
+impl Drop for Session {
+    /// A ring whose commands wait for requests still is left to the end of the process: closing it before has a worker
+    /// of Linux 6.12 cancel them for ever, and the process never ends (seen under load, as `upgrade` leaves devices).
+    fn drop(&mut self) {
+        if self.over < DEPTH
+            && let Err(error) = self.ring.outlive()
+        {
+            tracing::warn!(%error, "the ring of a device that is left");
+        }
     }
 }
 
