@@ -31,6 +31,7 @@ impl Device for ImageDevice {
         Geometry {
             read_only: self.image.is_read_only(),
             preferred_block: 4096,
+            discard_granularity: u32::try_from(self.image.discard_granularity()).unwrap_or(4096),
             maximum_transfer: MAXIMUM_TRANSFER,
             ..Geometry::new(self.image.size())
         }

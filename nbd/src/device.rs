@@ -70,6 +70,9 @@ pub struct Geometry {
     pub can_be_durable: bool,
     /// Whether [`Op::Discard`] does anything.
     pub can_discard: bool,
+    /// Discards of less than this many bytes, a power of two, or not aligned to it, free nothing. Clients of NBD cannot
+    /// be told.
+    pub discard_granularity: u32,
     /// Whether [`Op::WriteZeroes`] is there.
     pub can_write_zeroes: bool,
     /// Whether a flush on one queue covers what was completed on all queues, of this process and of others.
@@ -90,6 +93,7 @@ impl Geometry {
             can_flush: true,
             can_be_durable: true,
             can_discard: true,
+            discard_granularity: 4096,
             can_write_zeroes: true,
             coherent_queues: true,
             rotational: false,

@@ -420,7 +420,8 @@ impl Image {
         self.0.read_snap
     }
 
-    fn discard_granularity(&self) -> u64 {
+    /// Freeing less than this many bytes, or what is not aligned to it, is not asked of the cluster.
+    pub(crate) fn discard_granularity(&self) -> u64 {
         DISCARD_GRANULARITY.min(self.layout().object_size())
     }
 

@@ -12,11 +12,11 @@ pub(crate) fn served(ceph: &Ceph, guest: &Guest) {
     ceph.rbd(&["create", "--size", "96M", "--image-feature", features, "ublk"]);
     let looks = guest.ok("rbd-nbd-rs map rbd/ublk --device-type ublk --cookie here
          cd /sys/block/ublkb0/queue
-         echo $(cat logical_block_size physical_block_size rotational max_sectors_kb write_cache)
+         echo $(cat logical_block_size physical_block_size discard_granularity rotational max_sectors_kb write_cache)
          PID=$(rbd-nbd-rs list-mapped | awk '/ublkb0/ { print $1 }'); tr '\\0' ' ' < /proc/$PID/cmdline
          rbd-nbd-rs list-mapped --format json");
     let lines: Vec<_> = looks.lines().collect();
-    let expected = ["/dev/ublkb0", "512 4096 0 4096 write back"];
+    let expected = ["/dev/ublkb0", "512 4096 65536 0 4096 write back"];
     assert_eq!(lines[..2], expected, "{looks}");
     assert!(looks.contains("rbd-nbd map rbd/ublk ") && looks.contains(r#""device":"/dev/ublkb0""#));
 

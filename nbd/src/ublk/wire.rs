@@ -152,7 +152,7 @@ pub(super) fn params(geometry: &Geometry, block_size: u32, trim: bool, longest: 
     params.put_u64_ne(0);
     let most = |can: bool| if can { LONGEST_DISCARD } else { 0 };
     params.put_u32_ne(0);
-    params.put_u32_ne(geometry.preferred_block.max(block_size));
+    params.put_u32_ne(geometry.discard_granularity.max(block_size));
     params.put_u32_ne(most(geometry.can_discard));
     params.put_u32_ne(most(geometry.can_write_zeroes));
     // One range at a time, and room.
@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_device_is_described_as_the_header_has_it() {
-        let geometry = Geometry { read_only: true, ..Geometry::new(1 << 30) };
+        let geometry =
+            Geometry { read_only: true, discard_granularity: 64 << 10, ..Geometry::new(1 << 30) };
         let params = params(&geometry, 512, true, 4 << 20);
         assert_eq!(params.len(), 60);
         let word = |at: usize| (&params[at..]).get_u32_ne();
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!([word(0), word(4), word(8)], [60, 0b11, 0b1101]);
         assert_eq!(params[12..16], [9, 12, 22, 12]);
         assert_eq!([word(16), word(20), word(24), word(28)], [8192, 0, 1 << 21, 0]);
-        assert_eq!([word(40), word(44), word(48)], [0, 4096, 1 << 22]);
+        assert_eq!([word(40), word(44), word(48)], [0, 64 << 10, 1 << 22]);
         assert_eq!(word(4), 3);
         assert_eq!(super::params(&geometry, 512, false, 4 << 20)[4], 1);
     }
