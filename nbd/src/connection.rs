@@ -303,7 +303,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.dry || self.is_last_read() || !self.has_room(cx) {
+        // What is whole already is taken off first: room for it may have come since it was looked at.
+        if self.dry || self.is_last_read() || self.has_request() || !self.has_room(cx) {
             return Ok(false);
         }
         let most = self.make_room();
@@ -321,8 +322,19 @@ impl<'a, S: Stream> Transmission<'a, S> {
         }
     }
 
+    /// Whether a request can be taken off the input without reading more: one that is longer than any may be is
+    /// refused by its header.
+    fn has_request(&self) -> bool {
+        let Some(bytes) = self.input.first_chunk() else { return false };
+        RequestHeader::decode(bytes).is_none_or(|header| {
+            let payload = header.payload();
+            payload > limits::TRANSFER_BYTES as usize
+                || self.input.len() >= RequestHeader::BYTES + payload
+        })
+    }
+
     /// Makes room in the input for what is to be read next, and says how much that may be: a good read, or, of a long
-    /// request, what is missing and little more.
+    /// request, what is missing and little more. No whole request is there yet.
     fn make_room(&mut self) -> usize {
         let frame = match self.input.first_chunk().and_then(RequestHeader::decode) {
             Some(header) => RequestHeader::BYTES + header.payload(),

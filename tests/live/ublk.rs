@@ -84,7 +84,7 @@ pub(crate) fn served(ceph: &Ceph, guest: &Guest) {
          ! rbd-nbd-rs resize rbd/ublk --size 128M --grow-fs --no-progress || exit 1
          kill -9 $(pidof rbd-nbd); sleep 1; rm -r /run/rbd-nbd-rs/lost
          ! rbd-nbd-rs attach rbd/ublk --device /dev/ublkb0 --cookie lost 2> /tmp/said || exit 1
-         grep 'not known who has served' /tmp/said
+         grep 'not known who has served' /tmp/said; [ ! -e /run/rbd-nbd-rs/lost ]
          rbd-nbd-rs unmap /dev/ublkb0; [ -z \"$(ls /dev | grep ublk[bc])\" ]",
     );
     assert_eq!(unknown.code, 0, "{unknown}");

@@ -130,9 +130,9 @@ impl Daemon {
         close(image, ended).await
     }
 
-    /// A device that is there waits for somebody else.
+    /// A device that is there waits for somebody else, if it is known what it is.
     fn give_up(&self, held: Held) {
-        if self.from == From::Nothing {
+        if self.from == From::Nothing || !held.is_known() {
             held.remove();
         }
     }

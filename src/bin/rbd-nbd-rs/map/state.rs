@@ -158,6 +158,11 @@ impl Held {
             .map_err(|error| failed("the state of a mapping", error))
     }
 
+    /// Whether it has been written what is mapped.
+    pub(crate) fn is_known(&self) -> bool {
+        self.folder.join("mapping.json").exists()
+    }
+
     pub(crate) fn control(&self) -> PathBuf {
         self.folder.join("control")
     }
