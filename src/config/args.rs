@@ -66,6 +66,7 @@ const FAMILIES: &[&str] = &[
     "err_",
     "fsid",
     "key",
+    "librados_",
     "log_",
     "mon_",
     "ms_",

@@ -231,6 +231,8 @@ pub struct Config {
     pub crush_location: Vec<(String, String)>,
     /// Where this process can be asked what it does, if it runs for long (`admin_socket`).
     pub admin_socket: Option<AdminSocket>,
+    /// Threads of a process that serves an image (`librados_thread_count`, `rbd_op_threads`; the larger counts).
+    pub threads: u64,
     /// What new images are like.
     pub rbd: RbdDefaults,
     /// Whether options of the monitors count, which is so but for `--no-mon-config`.
@@ -394,6 +396,10 @@ impl Config {
             read_from: read_from(&values.get("rbd_read_from_replica_policy"))?,
             crush_location: crush_location(&values.get("crush_location"))?,
             admin_socket: admin_socket(&values.get("admin_socket")),
+            threads: values
+                .get("librados_thread_count")
+                .count()?
+                .max(values.get("rbd_op_threads").count()?),
             rbd: rbd_defaults(&values)?,
             wants_monitors_options: !values.get("no_mon_config").bool()?,
             path: values.path.clone(),

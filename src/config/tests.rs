@@ -106,6 +106,7 @@ fn the_monitors_count_before_defaults_alone() {
         ("rados_mon_op_timeout", "6"),
         ("rbd_default_order", "23"),
         ("rbd_default_stripe_count", "4"),
+        ("rbd_op_threads", "5"),
         ("rbd_default_features", "layering"),
         ("rbd_default_data_pool", "data-of-$id"),
         ("admin_socket", "/run/$name.$pid"),
@@ -116,6 +117,7 @@ fn the_monitors_count_before_defaults_alone() {
     ]);
     assert_eq!(all.osd_op_timeout, Some(Duration::from_secs(30)), "the file says so");
     assert_eq!(all.mon_op_timeout, Some(Duration::from_secs(6)));
+    assert_eq!(all.threads, 5);
     assert_eq!((all.rbd.order, all.rbd.stripe_count), (21, 3), "environment, command line");
     assert_eq!(all.rbd.features, Features::LAYERING);
     assert_eq!(all.rbd.data_pool.as_deref(), Some("data-of-admin"));
@@ -299,6 +301,9 @@ fn options_may_be_set_in_many_ways() {
     assert_eq!(socket("--admin-socket="), None);
     assert_eq!(set("--objecter-inflight-op-bytes 2M").inflight_bytes, 2 << 20);
     assert_eq!(set("--objecter-inflight-ops 2K").inflight_ops, 2000);
+    assert_eq!(set("--rbd-default-order 22").threads, 2);
+    assert_eq!(set("--rbd-op-threads 7").threads, 7);
+    assert_eq!(set("--rbd-op-threads 7 --librados-thread-count 9").threads, 9);
     assert_eq!(set("--rbd-default-features layering,striping").rbd.features, Features(3));
     assert!(set("--rbd-default-features 1").rbd.features_set);
     assert_eq!(set("--rbd-default-data-pool ec").rbd.data_pool.as_deref(), Some("ec"));
@@ -348,6 +353,8 @@ fn ceph_conf_agrees() {
             "keyring",
             "rados_osd_op_timeout",
             "client_mount_timeout",
+            "librados_thread_count",
+            "rbd_op_threads",
             "objecter_inflight_ops",
             "objecter_inflight_op_bytes",
             "ms_client_mode",

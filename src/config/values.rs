@@ -56,6 +56,7 @@ fn default(name: &str) -> &'static str {
         "keyring" => {
             "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin,"
         }
+        "librados_thread_count" => "2",
         "mon_dns_srv_name" => "ceph-mon",
         "ms_client_mode" => "crc secure",
         "ms_mon_client_mode" => "secure crc",
@@ -69,6 +70,7 @@ fn default(name: &str) -> &'static str {
         "rbd_default_order" => "22",
         "rbd_default_pool" => "rbd",
         "rbd_default_stripe_count" | "rbd_default_stripe_unit" => "0",
+        "rbd_op_threads" => "1",
         "rbd_read_from_replica_policy" => "default",
         "rbd_validate_pool" => "true",
         "run_dir" => "/var/run/ceph",

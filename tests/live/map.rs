@@ -185,6 +185,31 @@ fn a_mapping_tells_how_it_is() {
     assert_eq!(mapped.run(&["list-mapped"]).ok().lines().count(), 2);
 }
 
+/// Ceph's own test of `rbd-nbd` counts those of librbd by their name.
+#[test]
+fn a_mapping_has_as_many_threads_for_what_blocks_as_its_options_say() {
+    let ceph = one_osd();
+    create(ceph, "rbd/threads", "32M");
+    let count = |mapped: &Mapped<'_>| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", mapped.pid())).unwrap();
+        let names =
+            tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+        names.filter(|name| name == "io_context_pool\n").count()
+    };
+    let with = |options: &[&str]| count(&Mapped::new(ceph, "rbd/threads", options));
+    assert_eq!(with(&["--rbd-op-threads", "7"]), 7);
+    assert_eq!(with(&["--rbd-op-threads", "1", "--librados-thread-count", "3"]), 3);
+    ceph.ceph(&["config", "set", "client.admin", "rbd_op_threads", "4"]);
+    assert_eq!(with(&[]), 4);
+    ceph.ceph(&["config", "rm", "client.admin", "rbd_op_threads"]);
+    let mapped = Mapped::new(ceph, "rbd/threads", &[]);
+    assert_eq!(count(&mapped), 2);
+    // They stay, and are those that do what blocks: asking for 3 s who has it open.
+    let _open = File::open(&mapped.device).unwrap();
+    assert_eq!(mapped.run(&["unmap", "rbd/threads"]).code, 16);
+    assert_eq!(count(&mapped), 2);
+}
+
 /// The only address that a process listens on for TCP.
 #[track_caller]
 fn listens(pid: u32) -> String {

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ceph_native::cluster::Cluster;
@@ -43,6 +44,13 @@ const CHILD: &str = "RBD_NBD_RS_CHILD";
 /// gives up the connection of every request that takes 30 s, as in a cluster that waits for its OSDs.
 const CONNECTIONS: usize = 1;
 const CONNECTIONS_MOST: usize = 64;
+
+/// What the threads for work that blocks are called: as librbd's, which people and scripts count.
+const THREADS: &str = "io_context_pool";
+const THREADS_MOST: u64 = 64;
+
+/// Their stacks, in bytes: what is used of them takes memory, and less than a huge page is never given as a whole.
+const STACK: usize = 512 << 10;
 
 /// Added to the words of a process that takes a device from one that serves it still.
 const REPLACE: &str = "--replace";
@@ -326,11 +334,14 @@ fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()>
     daemon::protect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .thread_keep_alive(Duration::from_secs(1))
+        .thread_name(THREADS)
+        .thread_stack_size(STACK)
+        .thread_keep_alive(Duration::MAX)
         .build()
         .map_err(|error| failed("cannot start", error))?;
     let done = runtime.block_on(async {
         let cluster = daemon::unless_abandoned(from, Cluster::connect(config)).await?;
+        make_threads(cluster.config().threads);
         daemon
             .run(&cluster, |mapping| {
                 let device = mapping.device.display();
@@ -346,6 +357,18 @@ fn serve(options: Options, spec: Spec, from: From, config: Config) -> Result<()>
     // Nothing that still blocks keeps the process.
     runtime.shutdown_background();
     done
+}
+
+/// Makes threads for work that blocks, and they stay: later, there may be no memory for one that is wanted. They are no
+/// limit: if all of them wait, for a cluster that is away, one more is made, whose work may be to find it again.
+fn make_threads(count: u64) {
+    let gate = Arc::new(Mutex::new(()));
+    // While none can end, each needs another thread.
+    let _closed = gate.lock();
+    for _ in 0..count.clamp(1, THREADS_MOST) {
+        let gate = Arc::clone(&gate);
+        tokio::task::spawn_blocking(move || drop(gate.lock()));
+    }
 }
 
 /// Takes over every device that waits; fails if one could not be.
