@@ -13,6 +13,7 @@ use proto::rbd::{Features, Flags};
 use proto::types::{PoolId, SnapId};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::Boxed;
 use crate::pool::Pool;
 
 /// The head of an image, as its header describes it.
@@ -102,7 +103,11 @@ impl Header {
     ///
     /// # Errors
     /// Whatever keeps it from being read; [`Kind::NotFound`] if there is none.
-    pub async fn read(pool: &Pool, id: &str) -> Result<Self> {
+    pub fn read<'a>(pool: &'a Pool, id: &'a str) -> Boxed<'a, Self> {
+        Box::pin(Self::read_all(pool, id))
+    }
+
+    async fn read_all(pool: &Pool, id: &str) -> Result<Self> {
         let object = names::header(id);
         let head = SnapId::HEAD;
         // What every image has, in one request.

@@ -4,6 +4,7 @@
 //! and completions come out in batches. Nothing is spawned, boxed or sent through a channel per request, and payload is
 //! never copied: what is written is sent from where it is, and what is read is a slice of the receive buffer.
 
+mod journaled;
 mod layered;
 mod staged;
 #[cfg(test)]
@@ -21,11 +22,12 @@ use proto::rbd::layout::{self, Layout};
 use proto::rbd::names::DataNames;
 use slab::Slab;
 
+use self::journaled::Journaling;
 use self::layered::{COPY_UP, guard};
 use self::staged::{Change, Staged};
 use super::Image;
 use super::copyup::CopyUps;
-use super::live::Live;
+use super::live::{Journal, Live};
 use super::parent::{Fetches, shows};
 use super::pending::{InFlight, Kind};
 use crate::cluster::{Inbox, op_error, wall_clock};
@@ -183,6 +185,8 @@ pub struct Queue {
     last_staged: u64,
     /// How many of those wait for others to be done with their object.
     blocked: usize,
+    /// Changes that are in the image's journal.
+    journaling: Journaling,
     /// Of a clone: what is being read of the parent, and which objects are being made of that.
     parent: Option<Box<Fetches>>,
     copy_ups: CopyUps,
@@ -196,6 +200,7 @@ impl Drop for Queue {
             self.image.0.budget.give(1, self.costs[slot]);
         }
         self.abandon();
+        self.leave_journal();
     }
 }
 
@@ -221,6 +226,7 @@ impl Queue {
             staged: BTreeMap::new(),
             last_staged: 0,
             blocked: 0,
+            journaling: Journaling::default(),
         }
     }
 
@@ -239,6 +245,11 @@ impl Queue {
         // Whatever becomes one gets this slot.
         let (slot, cost) = (self.requests.vacant_key(), io.cost());
         self.begin(token, io);
+        self.account(slot, cost);
+    }
+
+    /// Counts what became a request in flight.
+    fn account(&mut self, slot: usize, cost: u64) {
         if self.requests.contains(slot) {
             self.costs.resize(self.costs.len().max(slot + 1), 0);
             self.costs[slot] = cost;
@@ -248,13 +259,24 @@ impl Queue {
 
     fn begin(&mut self, token: u64, io: Io) {
         // Whatever changes the image waits for what is begun now, as long as this is held.
-        let _held = self.image.0.current.hold(&mut self.live);
+        let held = self.image.0.current.hold(&mut self.live);
         if let Err(error) = self.image.check(&self.live, &io) {
             return self.done.push(Completion { token, result: Err(error) });
         }
-        if self.live.waits() && io.changes() {
-            return self.park(token, io);
+        if io.changes() && !self.journaling.replays {
+            if self.live.waits() {
+                return self.park(token, io);
+            }
+            if let Journal::Open(journal) = &self.live.journal {
+                let journal = Arc::clone(journal);
+                return self.record(journal, token, io, held);
+            }
         }
+        self.perform(token, io);
+    }
+
+    /// Does it to the objects.
+    fn perform(&mut self, token: u64, io: Io) {
         let layout = *self.image.layout();
         match io {
             Io::Flush => self.done.push(Completion { token, result: Ok(Outcome::Done) }),
@@ -267,7 +289,7 @@ impl Queue {
                 });
             }
             Io::Discard { offset, length } => {
-                let granularity = self.image.discard_granularity();
+                let granularity = self.granularity();
                 self.change(token, (offset, length), Kind::Zero, |extent, deletable| {
                     let op = discard_op(&layout, extent, granularity, deletable);
                     op.into_iter().map(OsdOp::from).collect()
@@ -486,6 +508,7 @@ impl Queue {
         if request.one_done(kept) {
             let request = self.requests.remove(slot);
             self.image.0.budget.give(1, self.costs[slot]);
+            self.done_of_journal(slot);
             out.push(Completion { token: request.token(), result: request.finish() });
         }
     }

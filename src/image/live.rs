@@ -13,6 +13,7 @@ use proto::msg::object::SnapContext;
 use proto::rbd::Features;
 use tokio::time::Instant;
 
+use super::journal;
 use super::object_map::ObjectMap;
 use super::parent::Shared;
 use super::settings::Settings;
@@ -41,6 +42,17 @@ pub(super) enum Access {
     Waiting,
 }
 
+/// Whether changes have to be recorded first.
+#[derive(Clone, Debug)]
+pub(super) enum Journal {
+    /// The image has no journal.
+    Never,
+    /// It has one, which is not open: writes wait for it.
+    Closed,
+    /// It is open, while we have the exclusive lock.
+    Open(Arc<journal::Journal>),
+}
+
 /// An image as it is at some time. Its size is that of the snapshot, if one is open.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -62,6 +74,7 @@ pub(super) struct Live {
     pub(super) access: Access,
     /// Which objects there are, while we have the lock.
     pub(super) map: Option<Arc<ObjectMap>>,
+    pub(super) journal: Journal,
     /// How many there are who want no write to go out.
     pauses: u32,
 }
@@ -71,6 +84,10 @@ impl Live {
         let access = match header.features.contains(Features::EXCLUSIVE_LOCK) {
             true => Access::Waiting,
             false => Access::Free,
+        };
+        let journal = match header.features.contains(Features::JOURNALING) {
+            true => Journal::Closed,
+            false => Journal::Never,
         };
         Self {
             generation: 0,
@@ -84,6 +101,7 @@ impl Live {
             denied: None,
             access,
             map: None,
+            journal,
             pauses: 0,
         }
     }
@@ -105,6 +123,11 @@ impl Live {
         if !locks || !header.features.contains(Features::OBJECT_MAP) {
             self.map = None;
         }
+        self.journal = match (header.features.contains(Features::JOURNALING), &self.journal) {
+            (false, _) => Journal::Never,
+            (true, Journal::Open(journal)) => Journal::Open(Arc::clone(journal)),
+            (true, _) => Journal::Closed,
+        };
         self.size = self.shrinking.map_or(header.size, |size| size.min(header.size));
         self.snap_context = Arc::new(header.snap_context.clone());
         self.parent = parent;
@@ -120,7 +143,16 @@ impl Live {
     /// Whether writes have to wait.
     #[inline]
     pub(super) fn waits(&self) -> bool {
-        self.access == Access::Waiting || self.pauses > 0
+        self.access == Access::Waiting || self.pauses > 0 || matches!(self.journal, Journal::Closed)
+    }
+
+    /// Nothing is recorded in the journal any more, until it is opened again. Which it was.
+    pub(super) fn close_journal(&mut self) -> Option<Arc<journal::Journal>> {
+        let open = matches!(self.journal, Journal::Open(_));
+        match open.then(|| std::mem::replace(&mut self.journal, Journal::Closed)) {
+            Some(Journal::Open(journal)) => Some(journal),
+            _ => None,
+        }
     }
 
     /// The same, with a snapshot context that nobody holds yet.
@@ -137,6 +169,7 @@ impl Live {
             denied: self.denied.clone(),
             access: self.access,
             map: self.map.clone(),
+            journal: self.journal.clone(),
             pauses: self.pauses,
         }
     }
@@ -397,7 +430,7 @@ mod tests {
         assert_eq!(refusal(WRITABLE), None);
         let refused = refusal(WRITABLE | Features::JOURNALING | Features::NON_PRIMARY).unwrap();
         assert_eq!(refused.kind, Kind::ReadOnly);
-        assert!(refused.why.ends_with("journaling,non-primary"), "{}", refused.why);
+        assert!(refused.why.ends_with(": non-primary"), "{}", refused.why);
         assert_eq!(refusal(Features::MIGRATING).unwrap().kind, Kind::Unsupported);
     }
 }

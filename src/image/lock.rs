@@ -15,24 +15,27 @@
 //! names it: an owner without one is dead. It is fenced off before its lock is broken, and what we send after that
 //! carries the epoch in which it is, so that no OSD takes anything from it any more.
 
+mod owner;
+
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use proto::rbd::cls::lock::{self, BreakLock, GetInfo, RBD_LOCK, SetCookie, Unlock};
+use proto::rbd::cls::lock::{self, BreakLock, RBD_LOCK, SetCookie, Unlock};
 use proto::rbd::notify::{ClientId, Notice, decode_response};
 use proto::rbd::{Features, names};
-use proto::types::{EntityAddr, EntityName, UTime};
+use proto::types::UTime;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::Inner;
+pub(super) use self::owner::fence_off;
+pub(crate) use self::owner::{Owner, owner};
 use super::admin::address_text;
-use super::live::{Access, Refusal};
+use super::journal::Journal;
+use super::live::{self, Access, Refusal};
 use super::object_map::{ObjectMap, OnDisk};
-use crate::cluster::Cluster;
+use super::{Image, Inner};
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// What all clients that write share (`ManagedLock::WATCHER_LOCK_TAG`).
@@ -53,6 +56,10 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How long writes fail after an owner said that it keeps the lock, before it is asked again.
 const REFUSED_FOR: Duration = Duration::from_secs(3);
 
+/// After how long it is looked again whether an image that must not be written to still is like that: of a promotion
+/// nobody is told.
+const REFUSED_BY_FEATURES: Duration = Duration::from_secs(10);
+
 /// How long those who waited for the lock may take to make use of it before it is handed on.
 const USE: Duration = Duration::from_secs(1);
 
@@ -64,47 +71,6 @@ const TURN: Duration = Duration::from_millis(500);
 
 /// How long the release may take when the image is closed. With the end of the watch, less than whoever ends waits for.
 const CLOSE: Duration = Duration::from_secs(15);
-
-/// Who holds a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// The client.
-    pub(crate) client: EntityName,
-    /// The cookie of its lock.
-    pub(crate) cookie: String,
-    /// Where it is.
-    pub(crate) addr: EntityAddr,
-    /// The lock's kind and tag are those of a client that writes, not of `rbd lock add`.
-    automatic: bool,
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.client, address_text(&self.addr))?;
-        match self.automatic {
-            true => Ok(()),
-            false => write!(f, " (cookie {:?}, by `rbd lock add`)", self.cookie),
-        }
-    }
-}
-
-impl Owner {
-    /// It is somebody who neither answers nor gives the lock back when asked.
-    pub(super) fn refuses(&self, spec: &str) -> Option<Error> {
-        let what = format!("image {spec} is locked by {self}");
-        (!self.automatic).then(|| Error::new(Kind::ReadOnly, what).with_hint("`lock rm` ends that"))
-    }
-
-    /// The cookie of its watch.
-    fn watch(&self) -> Option<u64> {
-        self.cookie.strip_prefix(COOKIE)?.trim().parse().ok()
-    }
-
-    /// As clients announce it.
-    fn id(&self) -> ClientId {
-        ClientId { gid: self.client.num as u64, handle: self.watch().unwrap_or(0) }
-    }
-}
 
 /// The exclusive lock of an image, as this client knows it without asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -355,12 +321,18 @@ impl Inner {
         let why = error.to_string();
         tracing::error!(image = self.spec(), why, "the image can no longer be written to");
         let refusal = Refusal { kind: error.kind(), why };
+        let mut journal = None;
         self.current.change(|live| {
             (live.map, live.denied) = (None, Some(refusal));
+            journal = live.close_journal();
             if live.access == Access::Held {
                 live.access = Access::Waiting;
             }
         });
+        if let Some(journal) = journal {
+            journal.abandon();
+            self.current.nudge();
+        }
         let mut state = self.lock.state();
         (state.held, state.map) = (None, None);
         for tried in state.tries.drain(..) {
@@ -377,29 +349,6 @@ impl Inner {
     pub(super) fn on_disk_map(&self) -> OnDisk<'_> {
         OnDisk { pool: &self.pool, id: &self.id }
     }
-}
-
-/// Who holds an image's lock.
-pub(crate) async fn owner(pool: &crate::pool::Pool, id: &str) -> Result<Option<Owner>> {
-    let get = GetInfo { name: RBD_LOCK.to_owned() };
-    let state = pool.call(&names::header(id), &get).await?;
-    let automatic = state.kind == lock::EXCLUSIVE && state.tag == TAG;
-    Ok(state.lockers.into_iter().next().map(|(locker, info)| Owner {
-        automatic: automatic && locker.cookie.starts_with(COOKIE),
-        client: locker.client,
-        cookie: locker.cookie,
-        addr: info.addr,
-    }))
-}
-
-/// Keeps the client with this address from writing anything more. It has another address when it is restarted.
-pub(super) async fn fence_off(cluster: &Cluster, addr: &EntityAddr) -> Result<()> {
-    let addr = address_text(addr);
-    let command =
-        format!(r#"{{"prefix": "osd blocklist", "blocklistop": "add", "addr": "{addr}"}}"#);
-    cluster.command(command).await.context(format!("fencing off {addr}"))?;
-    // Whatever is sent from now on makes the OSDs wait for this map.
-    cluster.refresh_map().await
 }
 
 /// The task.
@@ -446,6 +395,8 @@ enum Step {
     Suspend,
     /// The watch is back, under this cookie.
     Resume(u64),
+    /// The image has a journal: it is to be read before anything is written, and then written to.
+    OpenJournal,
     /// Find out whether the lock is still ours.
     Verify,
 }
@@ -455,11 +406,17 @@ impl Task {
         loop {
             let step = self.next_step();
             if let Step::Wait = step {
+                let is_refused = self.image.current.get().refusal.is_some();
                 tokio::select! {
                     biased;
                     _ = &mut stopped => break,
                     () = self.image.lock.changed.notified() => continue,
+                    () = tokio::time::sleep(REFUSED_BY_FEATURES), if is_refused => {}
                 }
+                if let Err(error) = self.image.refresh().await {
+                    tracing::debug!(image = self.image.spec(), %error, "looking again");
+                }
+                continue;
             }
             // Whatever is awaited may take as long as an OSD is away.
             let done = tokio::select! {
@@ -523,10 +480,14 @@ impl Task {
         if std::mem::take(&mut state.doubted) {
             return Step::Verify;
         }
+        let wanted = state.requested && lock.uses.load(Ordering::SeqCst) == 0;
+        if matches!(live.journal, live::Journal::Closed) && !wanted {
+            return Step::OpenJournal;
+        }
         for tried in state.tries.drain(..) {
             let _ = tried.send(Ok(None));
         }
-        match state.requested && lock.uses.load(Ordering::SeqCst) == 0 {
+        match wanted {
             true => Step::Release,
             false => Step::Wait,
         }
@@ -542,6 +503,7 @@ impl Task {
                 Ok(())
             }
             Step::Resume(watch) => self.resume(watch).await,
+            Step::OpenJournal => self.open_journal().await,
             Step::Verify => self.verify().await,
         }
     }
@@ -677,13 +639,18 @@ impl Task {
         let image = &self.image;
         let why = format!("its exclusive lock is kept by {owner}");
         tracing::error!(image = image.spec(), why, "writes fail");
-        let refusal = Refusal { kind: Kind::ReadOnly, why };
-        image.current.change(|live| live.denied = Some(refusal.clone()));
+        self.deny(Kind::ReadOnly, why).await;
+        Ok(())
+    }
+
+    /// Has writes fail for a while.
+    async fn deny(&self, kind: Kind, why: String) {
+        let refusal = Refusal { kind, why };
+        self.image.current.change(|live| live.denied = Some(refusal.clone()));
         tokio::time::sleep(REFUSED_FOR).await;
-        image.current.change(|live| {
+        self.image.current.change(|live| {
             live.denied.take_if(|denied| *denied == refusal);
         });
-        Ok(())
     }
 
     /// We have the lock: everything that others may have changed is read anew before anything is written.
@@ -724,6 +691,34 @@ impl Task {
         Ok(())
     }
 
+    /// Opens the journal, which whoever had the lock before may have left full. Writes wait for that; if it fails, they
+    /// fail for a while.
+    async fn open_journal(&self) -> Result<()> {
+        let image = Arc::clone(&self.image);
+        let Some(open) = image.open.get().and_then(std::sync::Weak::upgrade) else { return Ok(()) };
+        let error = match Journal::open(&Image(open)).await {
+            Ok(journal) => {
+                let journal = Arc::new(journal);
+                image.current.change(|live| {
+                    if matches!(live.journal, live::Journal::Closed) {
+                        live.journal = live::Journal::Open(journal);
+                    }
+                });
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let told = || Error::new(error.kind(), error.to_string());
+        for tried in image.lock.state().tries.drain(..) {
+            let _ = tried.send(Err(told()));
+        }
+        if !matches!(error.kind(), Kind::Fenced | Kind::Closed) {
+            tracing::error!(image = image.spec(), %error, "writes fail: the journal");
+            self.deny(error.kind(), format!("its journal: {error}")).await;
+        }
+        Err(error)
+    }
+
     /// Hands the lock on when nothing is under way.
     async fn release(&mut self) -> Result<()> {
         let image = Arc::clone(&self.image);
@@ -745,6 +740,9 @@ impl Task {
         // Half released it would be of no use to anybody.
         loop {
             let released = async {
+                if let live::Journal::Open(journal) = &image.current.get().journal {
+                    journal.close().await.context("the journal")?;
+                }
                 if image.lock.state().map.is_some() {
                     image.on_disk_map().unlock().await?;
                 }
@@ -760,6 +758,7 @@ impl Task {
             tokio::time::sleep(AFTER_FAILURE).await;
         }
         image.lock.state().map = None;
+        image.current.change(|live| drop(live.close_journal()));
         self.turn = Some(peer);
         tracing::info!(image = image.spec(), "has released the exclusive lock");
         image.announce(&Notice::ReleasedLock(id));
@@ -838,12 +837,18 @@ impl Task {
     async fn taken(&self) -> Result<()> {
         let image = &self.image;
         tracing::error!(image = image.spec(), "the exclusive lock was taken from us");
+        let mut journal = None;
         image.current.change(|live| {
             if live.access == Access::Held {
                 live.access = Access::Waiting;
             }
             live.map = None;
+            journal = live.close_journal();
         });
+        if let Some(journal) = journal {
+            journal.abandon();
+            image.current.nudge();
+        }
         let mut state = image.lock.state();
         (state.held, state.map) = (None, None);
         state.requested = false;

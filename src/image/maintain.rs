@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use proto::rbd::journal::Operation;
 use proto::rbd::notify::snap_create::SKIP_QUIESCE;
 use proto::rbd::notify::{self, Maintenance, Notice, RequestId};
 use proto::rbd::{Features, names};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::admin::{self, ERESTART, Notes, Progress};
 use super::lock::{Tried, Use};
-use super::{Image, Inner, header};
+use super::{Boxed, Image, Inner, header};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Acknowledgement;
 
@@ -111,6 +112,18 @@ impl Image {
             let what = format!("image {} is open for reading only", self.spec());
             return Err(Error::new(Kind::ReadOnly, what));
         }
+        self.maintain_boxed(what, progress).await
+    }
+
+    fn maintain_boxed<'a>(
+        &'a self,
+        what: &'a Maintenance,
+        progress: Progress<'a>,
+    ) -> Boxed<'a, ()> {
+        Box::pin(self.pause_and_have_done(what, progress))
+    }
+
+    async fn pause_and_have_done(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
         let Maintenance::SnapCreate { namespace, name, flags } = what else {
             return self.have_done(what, progress).await;
         };
@@ -181,8 +194,49 @@ impl Image {
         }
     }
 
-    /// Does it here.
+    /// Does it here. The image's journal, if there is one, knows of it; of what writes have to wait for, in the moment
+    /// from which on they do.
     async fn perform(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
+        let doing = self.perform_unrecorded(what, progress);
+        match self.operation(what).await? {
+            Some(operation) => admin::journaled(self, || operation, doing).await,
+            None => doing.await,
+        }
+    }
+
+    /// What the journal has to know of something that writes need not wait for.
+    async fn operation(&self, what: &Maintenance) -> Result<Option<Operation>> {
+        let features = self.header().features;
+        if !features.contains(Features::JOURNALING) {
+            return Ok(None);
+        }
+        Ok(Some(match what.clone() {
+            Maintenance::Flatten => Operation::Flatten,
+            Maintenance::SnapRemove { namespace, name } => Operation::SnapRemove(namespace, name),
+            Maintenance::SnapRename { snap, name } => {
+                let old = header::snapshot(self.pool(), self.id(), snap).await?.name;
+                Operation::SnapRename { snap, old, new: name }
+            }
+            Maintenance::SnapProtect { namespace, name } => Operation::SnapProtect(namespace, name),
+            Maintenance::SnapUnprotect { namespace, name } => {
+                Operation::SnapUnprotect(namespace, name)
+            }
+            Maintenance::Rename { name } => Operation::Rename(name),
+            Maintenance::UpdateMetadata { key, value: Some(value) } => {
+                Operation::MetadataSet(key, value)
+            }
+            Maintenance::UpdateMetadata { key, value: None } => Operation::MetadataRemove(key),
+            // That of the journal itself goes with it.
+            Maintenance::UpdateFeatures { features, enable }
+                if !Features(features).contains(Features::JOURNALING) =>
+            {
+                Operation::UpdateFeatures(features, enable)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    async fn perform_unrecorded(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
         match what {
             Maintenance::Resize { size, may_shrink } => {
                 admin::resize(self, *size, *may_shrink, progress).await

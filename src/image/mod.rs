@@ -4,6 +4,7 @@ pub mod admin;
 mod copyup;
 pub mod header;
 pub mod io;
+mod journal;
 mod live;
 mod lock;
 mod maintain;
@@ -17,6 +18,7 @@ mod watch;
 
 use std::fmt;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -68,11 +70,16 @@ pub(crate) const WRITABLE: Features = Features(
         | Features::OBJECT_MAP.0
         | Features::FAST_DIFF.0
         | Features::DEEP_FLATTEN.0
+        | Features::JOURNALING.0
         | Features::OPERATIONS.0,
 );
 
 /// Features without which reading is still right: they are about who writes, and what else a write has to update.
-const READABLE: Features = Features(WRITABLE.0 | Features::JOURNALING.0 | Features::NON_PRIMARY.0);
+const READABLE: Features = Features(WRITABLE.0 | Features::NON_PRIMARY.0);
+
+/// A future of much code, behind a pointer: that code is compiled with the library, and not once more with each program
+/// that awaits it.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// Which version of an image is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -175,7 +182,7 @@ impl Image {
     /// not built yet, with the feature's name.
     pub async fn open(pool: &Pool, name: &str, options: &OpenOptions) -> Result<Self> {
         let id = header::image_id(pool, name).await?;
-        Self::open_with(pool, name.to_owned(), id, options, Some(0)).await
+        Self::open_boxed(pool, name.to_owned(), id, options, Some(0)).await
     }
 
     /// Opens an image by its id, be it in the trash.
@@ -184,7 +191,7 @@ impl Image {
     /// As [`Image::open`].
     pub async fn open_by_id(pool: &Pool, id: &str, options: &OpenOptions) -> Result<Self> {
         let name = header::image_name(pool, id).await?;
-        Self::open_with(pool, name, id.to_owned(), options, Some(0)).await
+        Self::open_boxed(pool, name, id.to_owned(), options, Some(0)).await
     }
 
     /// Opens an image that is about to go, or to be put away: it may have lost its name, and its parent.
@@ -193,7 +200,17 @@ impl Image {
             Err(error) if error.kind() == Kind::NotFound => id.to_owned(),
             name => name?,
         };
-        Self::open_with(pool, name, id.to_owned(), &OpenOptions::default(), None).await
+        Self::open_boxed(pool, name, id.to_owned(), &OpenOptions::default(), None).await
+    }
+
+    fn open_boxed<'a>(
+        pool: &'a Pool,
+        name: String,
+        id: String,
+        options: &'a OpenOptions,
+        depth: Option<usize>,
+    ) -> Boxed<'a, Self> {
+        Box::pin(Self::open_with(pool, name, id, options, depth))
     }
 
     /// Opens an image that is a clone of a clone, `depth` times; without its parent, if there is none.
@@ -473,7 +490,7 @@ impl Parent {
         let version = Version::SnapshotId(parent.snap);
         let options = OpenOptions { read_only: true, version, ..OpenOptions::default() };
         let id = parent.image_id.clone();
-        let image = Box::pin(Image::open_with(&pool, name, id, &options, Some(depth + 1))).await?;
+        let image = Image::open_boxed(&pool, name, id, &options, Some(depth + 1)).await?;
         Ok(Self { image, link: link.clone() })
     }
 }

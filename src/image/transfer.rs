@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Completion, Image, Io, Outcome, Queue, Segment};
 use crate::error::{Error, Kind, Result};
@@ -63,12 +63,7 @@ impl Reader {
             self.queue.kick();
             poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
             for done in self.done.drain(..) {
-                let segments = match done.result? {
-                    Outcome::ReadWhole(data) => vec![Segment::Data(data)],
-                    Outcome::Read(segments) => segments,
-                    _ => return Err(Error::new(Kind::Corrupt, "a read without content")),
-                };
-                self.ready.insert(done.token, segments);
+                self.ready.insert(done.token, content(done.result?)?);
             }
         }
     }
@@ -103,6 +98,12 @@ impl Writer {
         Self { queue: image.queue(), window: window(image), in_flight: 0, done: Vec::new() }
     }
 
+    /// Writes what is in the journal already, before anybody else may write.
+    pub(super) fn replaying(image: &Image) -> Self {
+        let queue = Queue::replaying(image);
+        Self { queue, window: window(image), in_flight: 0, done: Vec::new() }
+    }
+
     /// Writes, once fewer than enough writes are under way.
     ///
     /// # Errors
@@ -126,7 +127,35 @@ impl Writer {
         Ok(())
     }
 
-    async fn change(&mut self, offset: u64, io: Io) -> Result<()> {
+    /// Gives space back, in whole grains of so many bytes; of none, what is left of a grain is zeroed.
+    pub(super) async fn discard(&mut self, offset: u64, length: u64, grain: u64) -> Result<()> {
+        if grain == 0 {
+            return self.zero(offset, length).await;
+        }
+        self.queue.set_granularity(grain);
+        self.change(offset, Io::Discard { offset, length }).await
+    }
+
+    /// Reads what was written before.
+    pub(super) async fn read(&mut self, offset: u64, length: u64) -> Result<Bytes> {
+        self.finish().await?;
+        self.queue.submit(offset, Io::Read { offset, length });
+        self.queue.kick();
+        poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
+        let read = self.done.drain(..).next();
+        let nothing = || Err(Error::new(Kind::Closed, "nothing was read"));
+        let read = read.map_or_else(nothing, |done| done.result)?;
+        let mut bytes = BytesMut::new();
+        for segment in content(read)? {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(&data),
+                Segment::Hole(length) => bytes.put_bytes(0, length as usize),
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    pub(super) async fn change(&mut self, offset: u64, io: Io) -> Result<()> {
         while self.in_flight >= self.window {
             self.complete().await?;
         }
@@ -151,6 +180,14 @@ impl Writer {
         poll_fn(|cx| self.queue.poll_completions(cx, &mut self.done)).await;
         self.in_flight -= self.done.len() as u64;
         self.done.drain(..).try_for_each(|done| done.result.map(drop))
+    }
+}
+
+fn content(read: Outcome) -> Result<Vec<Segment>> {
+    match read {
+        Outcome::ReadWhole(data) => Ok(vec![Segment::Data(data)]),
+        Outcome::Read(segments) => Ok(segments),
+        _ => Err(Error::new(Kind::Corrupt, "a read without content")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Images that we make, used by everybody; and images that we must not write to.
 
-use crate::{fio_verify, one_osd, run, three_osds};
+use crate::{fio_verify, one_osd, three_osds};
 
 /// Ways to lay out an image.
 const LAYOUTS: &[&[&str]] = &[
@@ -32,18 +32,6 @@ fn librbd_and_nbd_use_the_images_we_create() {
 #[test]
 fn what_would_harm_an_image_is_refused() {
     let ceph = one_osd();
-    // With a journal that we don't keep, a mirror would miss what we wrote.
-    let features = ["--image-feature", "exclusive-lock,journaling"];
-    ceph.rbd(&[&["create", "--size", "8M", "journaled"], &features[..]].concat());
-    let serve = ceph.serve(&["--read-only", "rbd/journaled"]);
-    let uri = serve.uri("rbd/journaled");
-    run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 0 0 8M"]).ok();
-    assert_eq!(serve.terminate().0, 0);
-    let socket = ceph.dir().join("refused.sock");
-    let refused =
-        ceph.ours(&["serve", "rbd/journaled", "--socket", socket.to_str().unwrap()]).refused();
-    assert!(refused.contains("journaling"), "{refused}");
-
     ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "harmed-parent"]);
     ceph.rbd(&["snap", "create", "--no-progress", "harmed-parent@snap"]);
     let clone = [

@@ -16,6 +16,7 @@ mod flatten;
 mod fsx;
 mod guest;
 mod images;
+mod journal;
 mod keys;
 mod layers;
 mod load;

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use ceph_native::image::{Image, Io, OpenOptions, Outcome, Queue, Segment};
 
 use crate::data::assert_same_for_librbd_and_nbd;
+use crate::on_each_release;
 use crate::ops::with_pool;
 use crate::support::Ceph;
 use crate::verbs::printed_alike;
 use crate::watch::io;
-use crate::{on_each_release, run};
 
 /// Does one thing with an image, and waits for it.
 async fn done(queue: &mut Queue, io: Io) -> Outcome {
@@ -117,20 +117,6 @@ fn limits_that_nobody_keeps_are_named() {
 #[test]
 fn what_is_not_built_is_refused_in_one_line() {
     on_each_release(|ceph| {
-        let features = "layering,exclusive-lock,journaling";
-        ceph.rbd(&["create", "odd-journaled", "--size", "8M", "--image-feature", features]);
-        for verb in [
-            &["serve", "rbd/odd-journaled", "--listen", "127.0.0.1:0"][..],
-            &["rm", "odd-journaled"],
-        ] {
-            refused(ceph, verb, "journaling");
-        }
-        let reader = ceph.serve(&["--read-only", "rbd/odd-journaled"]);
-        let read = ["-r", "-f", "raw", &reader.uri("rbd/odd-journaled"), "-c", "read -P 0 0 64k"];
-        run("qemu-io", &read).ok();
-        reader.terminate();
-        ceph.rbd(&["rm", "--no-progress", "odd-journaled"]);
-
         ceph.rbd(&["create", "moving", "--size", "8M"]);
         ceph.rbd(&["migration", "prepare", "moving", "moved"]);
         refused(ceph, &["serve", "rbd/moved", "--listen", "127.0.0.1:0"], "migrating");

@@ -406,21 +406,25 @@ fn all_are_told_of_a_change_that_could_not_be_noted() {
 #[test]
 fn features_that_we_do_not_keep_end_writing_until_they_are_gone() {
     on_each_release(|ceph| {
-        ceph.plain_image("featured", "8M");
-        let serve = ceph.serve(&["rbd/featured"]);
-        let uri = serve.uri("rbd/featured");
+        ceph.create_pool("featured");
+        ceph.rbd(&["mirror", "pool", "enable", "featured", "image"]);
+        ceph.rbd(&["create", "featured/image", "--size", "8M"]);
+        ceph.rbd(&["mirror", "image", "enable", "featured/image", "snapshot"]);
+        let serve = ceph.serve(&["featured/image"]);
+        let uri = serve.uri("featured/image");
         assert!(io(&uri, &["write -P 1 0 64k"]));
-        ceph.rbd(&["feature", "enable", "featured", "exclusive-lock", "journaling"]);
+        ceph.rbd(&["mirror", "image", "demote", "featured/image"]);
         assert!(!io(&uri, &["write -P 2 0 64k"]));
         assert!(!io(&uri, &["discard 0 64k"]));
         let read = run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 64k"]).ok();
         assert!(read.contains("read 65536/65536"), "{read}");
         let log = serve.log();
-        assert!(log.contains("can no longer be written to") && log.contains("journaling"), "{log}");
-        ceph.rbd(&["feature", "disable", "featured", "journaling"]);
-        assert!(io(&uri, &["write -P 3 0 64k", "read -P 3 0 64k"]), "{}", serve.log());
-        // The lock that it has now is one that we keep.
-        assert!(ceph.lock_owner("featured").is_some());
+        assert!(log.contains("can no longer be written to"), "{log}");
+        assert!(log.contains("non-primary"), "{log}");
+        // Of which nobody is told.
+        ceph.rbd(&["mirror", "image", "promote", "featured/image"]);
+        wait_for("it can be written to again", 20, || io(&uri, &["write -P 3 0 64k"]));
+        assert!(io(&uri, &["read -P 3 0 64k"]), "{}", serve.log());
     });
 }
 

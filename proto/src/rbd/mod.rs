@@ -2,6 +2,7 @@
 
 pub mod cls;
 pub mod features;
+pub mod journal;
 pub mod layout;
 pub mod names;
 pub mod notify;

@@ -48,6 +48,16 @@ pub fn object_map(image_id: &str, snap: SnapId) -> String {
     }
 }
 
+/// The object that describes an image's journal.
+pub fn journal(image_id: &str) -> String {
+    format!("journal.{image_id}")
+}
+
+/// An object of the journal of an image whose header is in this pool.
+pub fn journal_object(header_pool: PoolId, image_id: &str, object: u64) -> String {
+    format!("journal_data.{header_pool}.{image_id}.{object}")
+}
+
 /// What the names of a new image's data objects begin with. With a data pool the pool of the header is part of it,
 /// because images of several pools may share one data pool.
 pub fn data_prefix(image_id: &str, header_pool_if_data_is_elsewhere: Option<PoolId>) -> String {
@@ -117,6 +127,8 @@ mod tests {
         assert_eq!(header("101dff57a0a5"), "rbd_header.101dff57a0a5");
         assert_eq!(object_map("101dff57a0a5", SnapId::HEAD), "rbd_object_map.101dff57a0a5");
         assert_eq!(object_map("10", SnapId(0x4f)), "rbd_object_map.10.000000000000004f");
+        assert_eq!(journal("101dff57a0a5"), "journal.101dff57a0a5");
+        assert_eq!(journal_object(PoolId(7), "10", 11), "journal_data.7.10.11");
         assert_eq!(data_prefix("10", None), "rbd_data.10");
         assert_eq!(data_prefix("10", Some(PoolId(7))), "rbd_data.7.10");
     }

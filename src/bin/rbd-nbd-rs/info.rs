@@ -146,6 +146,14 @@ impl Shown {
         if let Some((unit, count)) = self.striping() {
             fields.extend([("stripe_unit", unit.into()), ("stripe_count", count.into())]);
         }
+        if header.features.contains(Features::JOURNALING) {
+            fields.push(("journal", id.clone().into()));
+        }
+        if self.details.mirrored == Some(false) {
+            let mode = ("mode", "journal".to_owned().into());
+            let state = ("state", "disabled".to_owned().into());
+            fields.push(("mirroring", Tree::Object(vec![mode, state])));
+        }
         Tree::Object(fields)
     }
 
@@ -190,6 +198,12 @@ impl Shown {
         if let Some((unit, count)) = self.striping() {
             line(format!("stripe unit: {}", Bytes(unit)));
             line(format!("stripe count: {count}"));
+        }
+        if header.features.contains(Features::JOURNALING) {
+            line(format!("journal: {id}"));
+        }
+        if self.details.mirrored == Some(false) {
+            line("mirroring state: disabled".to_owned());
         }
         out
     }

@@ -18,6 +18,7 @@ use proto::rbd::{Features, ObjectState, names};
 use proto::types::{PoolId, SnapId};
 
 use super::children::or_none;
+use super::journal::make_journal;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::WRITABLE;
 use crate::image::header::{image_id, spec};
@@ -181,6 +182,14 @@ async fn make_header(pool: &Pool, id: &str, options: &CreateOptions) -> Result<(
         take_back(pool, &header).await;
         return Err(error);
     }
+    if options.features.contains(Features::JOURNALING)
+        && let Err(error) = make_journal(pool, id).await
+    {
+        for object in [names::journal(id), names::object_map(id, SnapId::HEAD), header] {
+            take_back(pool, &object).await;
+        }
+        return Err(error);
+    }
     Ok(())
 }
 
@@ -193,7 +202,7 @@ async fn make_object_map(pool: &Pool, id: &str, options: &CreateOptions) -> Resu
 
 /// Removes what was made for an image that could not be finished.
 async fn take_back(pool: &Pool, object: &str) {
-    if let Err(error) = pool.remove(object).await {
+    if let Err(error) = or_none(pool.remove(object).await) {
         tracing::warn!(%error, "an image that was not made leaves this behind");
     }
 }
@@ -207,6 +216,7 @@ fn check(name: &str, options: &CreateOptions) -> Result<()> {
     for (feature, needed) in [
         (Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK),
         (Features::FAST_DIFF, Features::OBJECT_MAP),
+        (Features::JOURNALING, Features::EXCLUSIVE_LOCK),
     ] {
         if has(feature) && !has(needed) {
             return Err(Error::new(Kind::Invalid, format!("{feature} takes {needed}")));

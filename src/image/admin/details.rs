@@ -1,15 +1,16 @@
 //! Everything about an image that people ask for: what `rbd info` and `rbd ls -l` print.
 
 use proto::msg::op::Op;
-use proto::rbd::OpFeatures;
 use proto::rbd::cls::{
     GetAccessTimestamp, GetCreateTimestamp, GetGroup, GetGroupSnapshot, GetModifyTimestamp,
     GetNameOfId, GetOpFeatures, GetProtectionStatus, Method, PROTECTED, SnapshotInfo,
     SnapshotNamespace, lock,
 };
 use proto::rbd::names;
+use proto::rbd::{Features, OpFeatures};
 use proto::types::{SnapId, UTime};
 
+use super::remove::is_mirrored;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header};
 use crate::pool::Pool;
@@ -33,6 +34,8 @@ pub struct Details {
     pub parent: Option<ParentName>,
     /// The group of images that it belongs to: `pool/name`.
     pub group: Option<String>,
+    /// Whether a mirror is kept of it, if it has a journal.
+    pub mirrored: Option<bool>,
 }
 
 /// A snapshot of an image.
@@ -101,6 +104,10 @@ impl Details {
             true => group_of(pool, &object).await?,
             false => None,
         };
+        let mirrored = match header.features.contains(Features::JOURNALING) {
+            true => Some(is_mirrored(pool, id).await?),
+            false => None,
+        };
         let time = |time: UTime| Some(time).filter(|time| time.sec != 0);
         Ok(Self {
             id: id.to_owned(),
@@ -111,6 +118,7 @@ impl Details {
             modified: time(GetModifyTimestamp::reply(&modified.data).context(&object)?),
             parent: parent_name(pool, id, SnapId::HEAD).await?,
             group,
+            mirrored,
         })
     }
 

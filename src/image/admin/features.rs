@@ -4,6 +4,8 @@ use proto::rbd::cls::{ResizeObjectMap, SetFeatures, SetFlags};
 use proto::rbd::{Features, Flags, ObjectState, names};
 use proto::types::SnapId;
 
+use super::journal::{make_journal, open_journal, remove_journal};
+use super::remove::is_mirrored;
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header;
@@ -11,8 +13,12 @@ use crate::image::object_map::MAX_OBJECTS;
 use crate::image::{Image, PAUSE};
 
 /// What can be switched here: other features take more than a word in the header.
-const ENABLED: Features =
-    Features(Features::EXCLUSIVE_LOCK.0 | Features::OBJECT_MAP.0 | Features::FAST_DIFF.0);
+const ENABLED: Features = Features(
+    Features::EXCLUSIVE_LOCK.0
+        | Features::OBJECT_MAP.0
+        | Features::FAST_DIFF.0
+        | Features::JOURNALING.0,
+);
 const DISABLED: Features = Features(ENABLED.0 | Features::DEEP_FLATTEN.0);
 
 const MAPS: Features = Features(Features::OBJECT_MAP.0 | Features::FAST_DIFF.0);
@@ -58,6 +64,8 @@ async fn take_note(image: &Image) -> Result<()> {
         false => None,
     };
     image.0.replace_map(map);
+    // A journal is to be opened.
+    image.0.lock.look();
     Ok(())
 }
 
@@ -104,6 +112,10 @@ async fn switch_on(image: &Image, features: Features) -> Result<()> {
         mask |= Features::EXCLUSIVE_LOCK;
         set_flags(image, true).await?;
     }
+    if features.contains(Features::JOURNALING) {
+        mask |= Features::EXCLUSIVE_LOCK;
+        make_journal(pool, image.id()).await?;
+    }
     let set = SetFeatures { features: (header.features | features).0, mask: mask.0 };
     pool.call(&object, &set).await?;
     if (features - header.features).contains(Features::OBJECT_MAP) {
@@ -120,10 +132,22 @@ async fn switch_on(image: &Image, features: Features) -> Result<()> {
     Ok(())
 }
 
-/// As `librbd/operation/DisableFeaturesRequest.cc`.
+/// As `librbd/operation/DisableFeaturesRequest.cc`, but that a journal goes last: an image that is to have one, and has
+/// none, cannot be written to any more.
 async fn switch_off(image: &Image, features: Features) -> Result<()> {
     let (pool, object, header) = (image.pool(), names::header(image.id()), image.header());
     let features = with_partner(features) & header.features;
+    if features.contains(Features::JOURNALING) {
+        if is_mirrored(pool, image.id()).await? {
+            let what = "it is mirrored by its journal";
+            return Err(Error::new(Kind::Busy, what).with_hint("`rbd mirror image disable`"));
+        }
+        let journal = open_journal(image)?;
+        image.0.current.change(|live| drop(live.close_journal()));
+        if let Some(journal) = journal {
+            journal.close().await?;
+        }
+    }
     let mut mask = features;
     if features.contains(Features::EXCLUSIVE_LOCK) {
         mask |= Features::OBJECT_MAP | Features::JOURNALING;
@@ -137,6 +161,9 @@ async fn switch_off(image: &Image, features: Features) -> Result<()> {
     pool.call(&object, &set).await?;
     if features.contains(Features::OBJECT_MAP) {
         set_flags(image, false).await?;
+    }
+    if features.contains(Features::JOURNALING) {
+        remove_journal(pool, image.id()).await?;
     }
     Ok(())
 }

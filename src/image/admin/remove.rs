@@ -14,12 +14,13 @@ use proto::types::SnapId;
 
 use super::address_text;
 use super::children::{detach_child, is_left, or_none};
+use super::journal::remove_journal;
 use super::objects::{Progress, change};
 use super::snapshots::remove_snapshot;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header::{self, Header, image_id, spec};
 use crate::image::lock::Tried;
-use crate::image::{Image, WRITABLE};
+use crate::image::{Boxed, Image, WRITABLE};
 use crate::pool::Pool;
 
 const ENOTEMPTY: i32 = 39;
@@ -50,7 +51,15 @@ pub async fn remove(pool: &Pool, name: &str, progress: Progress<'_>) -> Result<(
 }
 
 /// Removes all of an image but what leads to it; some of it may be gone already.
-pub(super) async fn remove_image(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
+pub(super) fn remove_image<'a>(
+    pool: &'a Pool,
+    id: &'a str,
+    progress: Progress<'a>,
+) -> Boxed<'a, ()> {
+    Box::pin(remove_header_last(pool, id, progress))
+}
+
+async fn remove_header_last(pool: &Pool, id: &str, progress: Progress<'_>) -> Result<()> {
     if let Some(header) = or_none(Header::read(pool, id).await)? {
         check(pool, id, &header).await?;
         let image = Image::open_to_remove(pool, id).await?;
@@ -58,6 +67,7 @@ pub(super) async fn remove_image(pool: &Pool, id: &str, progress: Progress<'_>) 
         image.close().await;
         removed?;
     }
+    remove_journal(pool, id).await?;
     for object in [names::header(id), names::object_map(id, SnapId::HEAD)] {
         or_none(pool.remove(&object).await)?;
     }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use proto::msg::op::Op;
 use proto::rbd::ObjectState;
 use proto::rbd::cls::SetSize;
+use proto::rbd::journal::Operation;
 use proto::rbd::names::{self, DataNames};
 
 use super::flatten::{Copied, copy_up};
+use super::journal::journaled;
 use super::objects::{Progress, change};
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -45,7 +47,8 @@ pub async fn resize(
         return Err(Error::new(Kind::Invalid, what));
     }
     if size > before {
-        set_size(image, size, map.as_deref()).await.context(&resizing)?;
+        let grown = set_size(image, size, map.as_deref());
+        journaled(image, || Operation::Resize(size), grown).await.context(&resizing)?;
     } else {
         if !may_shrink {
             let what = format!("{resizing}: it would shrink, and lose what is beyond the new end");
@@ -55,9 +58,12 @@ pub async fn resize(
         image.0.current.change(|live| live.shrink_to(Some(size)));
         let shrunk = async {
             image.0.current.drained(PAUSE).await?;
-            keep_for_snapshots(image, size).await?;
-            trim(image, size, map.as_deref(), progress).await?;
-            set_size(image, size, map.as_deref()).await
+            let cut = async {
+                keep_for_snapshots(image, size).await?;
+                trim(image, size, map.as_deref(), progress).await?;
+                set_size(image, size, map.as_deref()).await
+            };
+            journaled(image, || Operation::Resize(size), cut).await
         };
         let shrunk = shrunk.await;
         image.0.current.change(|live| live.shrink_to(None));

@@ -11,11 +11,13 @@ use proto::rbd::cls::{
     RenameSnapshot, SetProtectionStatus, SetSnapshotLimit, SnapshotInfo, SnapshotNamespace,
     TrashSnapshot, UNPROTECTED, UNPROTECTING,
 };
+use proto::rbd::journal::Operation;
 use proto::rbd::names::{self, DataNames};
 use proto::rbd::{Features, ObjectState, ObjectStates, notify};
 use proto::types::SnapId;
 
 use super::children::detach_child;
+use super::journal::journaled;
 use super::object_map::head_states;
 use super::objects::{Progress, change};
 use super::resize::resize;
@@ -51,25 +53,40 @@ pub async fn create_snapshot(
     let maps = image.0.remaking.maps.write().await;
     // What is written before is in it, what comes after is not.
     let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
+    let taken = async {
+        let (snap, noted) = add_snapshot(image, namespace, name, &doing).await?;
+        drop((pause, maps));
+        let told = notify_others(image).await;
+        noted.and(told).context(&doing)?;
+        Ok(snap)
+    };
+    let operation = || Operation::SnapCreate(namespace.clone(), name.to_owned());
+    journaled(image, operation, taken).await
+}
+
+/// Adds a snapshot that nothing is written meanwhile. Besides, whether we could take note of it.
+async fn add_snapshot(
+    image: &Image,
+    namespace: &SnapshotNamespace,
+    name: &str,
+    doing: &str,
+) -> Result<(SnapId, Result<()>)> {
     for _ in 0..ATTEMPTS {
         let data_pool = image.data_pool().id();
-        let snap = image.cluster().allocate_snap(data_pool).await.context(&doing)?;
+        let snap = image.cluster().allocate_snap(data_pool).await.context(doing)?;
         let add = AddSnapshot { name: name.to_owned(), snap, namespace: namespace.clone() };
         let Err(error) = image.pool().call(&names::header(image.id()), &add).await else {
             // It is there: whatever goes wrong from here on, whoever writes has to know of it.
             let mapped = map_snapshot(image, snap).await;
             let refreshed = image.refresh().await;
-            drop((pause, maps));
-            let told = notify_others(image).await;
-            mapped.and(refreshed).and(told).context(doing)?;
-            return Ok(snap);
+            return Ok((snap, mapped.and(refreshed)));
         };
         if let Err(error) = image.cluster().release_snap(data_pool, snap).await {
             tracing::warn!(%error, "the number of a snapshot that was not taken is lost");
         }
         match error.kind() {
             // Somebody else took one with a newer number.
-            Kind::Os(ESTALE) => image.refresh().await.context(&doing)?,
+            Kind::Os(ESTALE) => image.refresh().await.context(doing)?,
             Kind::Exists => {
                 return Err(Error::new(Kind::Exists, format!("{doing} exists already")));
             }
@@ -259,9 +276,18 @@ async fn children_in(pool: &Pool, image: &Image, snap: SnapId) -> Result<Vec<Str
 /// errno `ERANGE` if it has more.
 pub async fn set_snapshot_limit(image: &Image, limit: Option<u64>) -> Result<()> {
     writable(image)?;
-    let set = SetSnapshotLimit { limit: limit.unwrap_or(u64::MAX) };
-    image.pool().call(&names::header(image.id()), &set).await.context(image.spec())?;
-    announce(image).await.context(image.spec())
+    let limit = limit.unwrap_or(u64::MAX);
+    // Only who has the lock writes to the journal.
+    let _usage = match image.header().features.contains(Features::JOURNALING) {
+        true => Some(image.0.inner.demand_lock().await.context(image.spec())?),
+        false => None,
+    };
+    let header = names::header(image.id());
+    let set = async {
+        image.pool().call(&header, &SetSnapshotLimit { limit }).await?;
+        announce(image).await
+    };
+    journaled(image, || Operation::SnapLimit(limit), set).await.context(image.spec())
 }
 
 /// Brings the image back to what it was at a snapshot: its size, then every object.
@@ -288,19 +314,27 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
             break (pause, maps);
         }
     };
+    let operation = || Operation::SnapRollback(SnapshotNamespace::User, name.to_owned());
+    let back = async {
+        bring_back(image, snapshot.id, progress).await?;
+        drop(maps);
+        announce(image).await
+    };
+    journaled(image, operation, back).await.context(doing)
+}
+
+/// Brings every object back to what it was at a snapshot, which the image is as large as.
+async fn bring_back(image: &Image, snap: SnapId, progress: Progress<'_>) -> Result<()> {
     let header = image.header();
-    let map = map_of(image).context(&doing)?;
+    let map = map_of(image)?;
     if map.is_some() {
         // Until it is known which there are.
         let all = ObjectStates::new(header.layout.objects(header.size), ObjectState::Exists);
-        image.0.on_disk_map().save(SnapId::HEAD, all).await.context(&doing)?;
+        image.0.on_disk_map().save(SnapId::HEAD, all).await?;
     }
     let names = DataNames::new(&header.object_prefix);
-    let total = header.layout.objects(snapshot.image_size);
-    let changes = (0..total).map(|object| {
-        let name = names.of(object);
-        (name, Op::Rollback { snap: snapshot.id })
-    });
+    let total = header.layout.objects(header.size);
+    let changes = (0..total).map(|object| (names.of(object), Op::Rollback { snap }));
     let window = image.cluster().config().rbd.concurrent_management_ops;
     let snaps = Arc::new(header.snap_context.clone());
     let mut done = 0;
@@ -309,17 +343,15 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
         done += 1;
         progress(done, total);
     })
-    .await
-    .context(&doing)?;
+    .await?;
     if let Some(map) = map {
         // By OSDs, all that was brought back has changed since. librbd takes the snapshot's map, which then fails its
         // own check.
-        let states = head_states(image).await.context(&doing)?;
-        image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await.context(&doing)?;
+        let states = head_states(image).await?;
+        image.0.on_disk_map().save(SnapId::HEAD, states.clone()).await?;
         image.0.replace_map(Some(Arc::new(ObjectMap::new(&states, map.is_trusted()))));
     }
-    drop(maps);
-    announce(image).await.context(doing)
+    Ok(())
 }
 
 /// The object map that has to be kept up, if there is one.

@@ -72,6 +72,7 @@ impl Queue {
             }
             drop(held);
         }
+        self.resume_recorded();
         if self.blocked > 0 {
             let blocked = self.staged.iter().filter(|(_, staged)| staged.blocked);
             let mut tokens: Vec<_> = blocked.map(|(token, staged)| (staged.nth, *token)).collect();

@@ -5,6 +5,7 @@
 
 mod directory;
 mod image;
+mod journal;
 mod layers;
 pub mod lock;
 mod object_map;
@@ -17,6 +18,7 @@ use crate::denc::{Decode, Encode, Result, decode};
 
 use directory::METHODS as DIRECTORY;
 use image::METHODS as IMAGE;
+use journal::METHODS as JOURNAL;
 use layers::METHODS as LAYERS;
 use lock::METHODS as LOCK;
 use object_map::METHODS as OBJECT_MAP;
@@ -24,6 +26,7 @@ use trash::METHODS as TRASH;
 
 pub use directory::*;
 pub use image::*;
+pub use journal::*;
 pub use layers::*;
 pub use object_map::*;
 pub use trash::*;
@@ -77,7 +80,7 @@ impl AnyMethod {
 
 /// Every method.
 pub fn all() -> impl Iterator<Item = &'static AnyMethod> {
-    [DIRECTORY, IMAGE, LAYERS, LOCK, OBJECT_MAP, TRASH].into_iter().flatten()
+    [DIRECTORY, IMAGE, JOURNAL, LAYERS, LOCK, OBJECT_MAP, TRASH].into_iter().flatten()
 }
 
 /// Nothing.

@@ -11,7 +11,8 @@ use crate::rbd::Features;
 use crate::types::{AddrType, EntityAddr, EntityName, EntityType, PoolId, SnapId, UTime};
 
 fn unhex(hex: &str) -> Vec<u8> {
-    let digits: Vec<_> = hex.chars().map(|c| c.to_digit(16).unwrap() as u8).collect();
+    let digits: Vec<_> =
+        hex.chars().filter(|c| *c != ' ').map(|c| c.to_digit(16).unwrap() as u8).collect();
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
@@ -187,4 +188,34 @@ fn locks() {
     );
     let locks = lock::Locks { names: vec![text(lock::RBD_LOCK)] };
     known(lock::ListLocks {}, "", "01011000000001000000080000007262645f6c6f636b", locks);
+}
+
+#[test]
+fn journals() {
+    known(GetJournalOrder {}, "", "18", 24);
+    known(GetJournalWidth {}, "", "04", 4);
+    known(GetJournalPool {}, "", "ffffffffffffffff", -1);
+    let at = |object, tag, entry| ObjectPosition { object, tag, entry };
+    known(
+        GetJournalClient { id: text("") },
+        "00000000",
+        "01018000000000000000130000000201 0d00000000000000000000000000000000 01015e00000003000000010118000000010000\
+         00000000000e0000000000000001000000000000000101180000000000000000000000 0e0000000000000000000000000000000101\
+         1800000002000000000000000100000000000000020000000000000000",
+        JournalClient {
+            id: text(""),
+            data: Bytes::from(unhex("02010d00000000000000000000000000000000")),
+            position: CommitPosition { objects: vec![at(1, 14, 1), at(0, 14, 0), at(2, 1, 2)] },
+            state: 0,
+        },
+    );
+    let data = unhex("00000000000000000 10e000000000000000100000000000000");
+    let tag = JournalTag { tid: 14, class: 0, data: Bytes::from(data) };
+    known(
+        ListTags { after: 0, max: 64, client: text(""), class: Some(0) },
+        "0000000000000000400000000000000000000000010000000000000000",
+        "0100000001012d0000000e0000000000000000000000000000001900000000000000000000000 10e0000000000000001000000\
+         00000000",
+        vec![tag],
+    );
 }
