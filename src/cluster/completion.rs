@@ -17,16 +17,12 @@ pub(crate) enum Waiter {
 }
 
 impl Waiter {
-    /// Hands the result over. Inboxes are not woken yet: that is done once for all results of a turn.
-    pub(crate) fn deliver(self, result: OpResult, to_wake: &mut Vec<Arc<Inbox>>) {
+    /// Hands the result over, and wakes whoever waits for it.
+    pub(crate) fn deliver(self, result: OpResult) {
         match self {
             // Whoever waited may have given up.
             Self::One(waiter) => drop(waiter.send(result)),
-            Self::Batch(inbox, token) => {
-                if inbox.put(token, result) {
-                    to_wake.push(inbox);
-                }
-            }
+            Self::Batch(inbox, token) => inbox.put(token, result),
         }
     }
 }
@@ -49,25 +45,24 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a result. True if it is the first since the last take, so that somebody has to be woken.
-    fn put(&self, token: u64, result: OpResult) -> bool {
-        let mut state = self.lock();
-        state.results.push((token, result));
-        state.results.len() == 1
-    }
-
-    /// Wakes whoever waits for results.
-    pub(crate) fn wake(&self) {
-        let waker = self.lock().waker.take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+    /// Adds a result. Who waits is woken by the first one, and takes what has come by its turn.
+    fn put(&self, token: u64, result: OpResult) {
+        let waker = {
+            let mut state = self.lock();
+            state.results.push((token, result));
+            state.waker.take()
+        };
+        wake(waker);
     }
 
     /// Has whoever takes results look again, though there may be none.
     pub(crate) fn nudge(&self) {
-        self.lock().nudged = true;
-        self.wake();
+        let waker = {
+            let mut state = self.lock();
+            state.nudged = true;
+            state.waker.take()
+        };
+        wake(waker);
     }
 
     /// Swaps all results into `taken`, which must be empty; pending while there are none and nobody nudged.
@@ -81,5 +76,11 @@ impl Inbox {
         }
         mem::swap(&mut state.results, taken);
         Poll::Ready(())
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }

@@ -82,31 +82,32 @@ impl Shared {
 
     /// Changes the state, then sends what is to be sent, delivers results, and wakes whoever has to act.
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        self.with_at(self.now(), change)
+        self.settle(&|| self.now(), false, change)
     }
 
     /// The same, by who has looked at the clock.
     fn with_at<T>(&self, now: Instant, change: impl FnOnce(&mut State) -> T) -> T {
-        self.settle(now, false, change)
+        self.settle(&|| now, false, change)
     }
 
     /// Sends what was submitted, without waiting for the tasks of connections to get their turn.
     fn kick(&self) {
-        self.settle(self.now(), true, |_| ());
+        self.settle(&|| self.now(), true, |_| ());
     }
 
-    fn settle<T>(&self, now: Instant, send: bool, change: impl FnOnce(&mut State) -> T) -> T {
-        let mut to_wake = Vec::new();
+    fn settle<T>(
+        &self,
+        now: &dyn Fn() -> Instant,
+        send: bool,
+        change: impl FnOnce(&mut State) -> T,
+    ) -> T {
         let (result, supervise, roomy) = {
             let mut state = self.lock();
             let result = change(&mut state);
-            let supervise = state.settle(now, &mut to_wake);
+            let supervise = state.settle(now);
             state.send_queued(send);
             (result, supervise, self.account(&mut state))
         };
-        for inbox in to_wake {
-            inbox.wake();
-        }
         for waker in roomy {
             waker.wake();
         }

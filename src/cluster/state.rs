@@ -25,7 +25,7 @@ use proto::types::{
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use super::completion::{Inbox, Waiter};
+use super::completion::Waiter;
 use super::wall_clock;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -394,19 +394,19 @@ impl State {
     }
 
     /// After any change: does what monitor client and table ask for, sends what can be sent, and hands results over.
-    /// True if there is something for the supervisor to do.
-    pub(super) fn settle(&mut self, now: Instant, to_wake: &mut Vec<Arc<Inbox>>) -> bool {
+    /// True if there is something for the supervisor to do. Most changes need no look at the clock.
+    pub(super) fn settle(&mut self, now: &dyn Fn() -> Instant) -> bool {
         while !self.closed
             && let Some(action) = self.objecter.poll_action()
         {
             self.supervise = true;
-            self.act(now, action);
+            self.act(now(), action);
         }
         while !self.closed
             && let Some(action) = self.mon.poll_action()
         {
             self.supervise = true;
-            self.act_for_mon(now, action);
+            self.act_for_mon(now(), action);
         }
         while let Some((osd, request)) = self.objecter.poll_send() {
             let Some(id) = self.osds.get(&osd).and_then(|osd| osd.link) else { continue };
@@ -417,7 +417,7 @@ impl State {
             }
         }
         while let Some((waiter, result)) = self.objecter.poll_completed() {
-            waiter.deliver(result, to_wake);
+            waiter.deliver(result);
         }
         while let Some((cookie, event)) = self.objecter.poll_watch_event() {
             self.deliver_watch_event(cookie, event);
