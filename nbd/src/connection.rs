@@ -259,6 +259,8 @@ impl<'a, S: Stream> Transmission<'a, S> {
             let parsed = self.parse(cx);
             let completed = self.poll_complete(cx);
             let sent = self.poll_send(cx)?;
+            // The kernel often asks for more as soon as it has a reply. Somebody else can be asked that if we leave.
+            self.dry &= !(sent && self.asked_again && self.draining.is_none());
             if received || parsed || completed || sent {
                 continue;
             }
@@ -661,6 +663,66 @@ mod tests {
     async fn short_requests_are_read_together() {
         let reads = reads_of(&[4096; 620]).await;
         assert!(reads.len() <= 11, "{reads:?}");
+    }
+
+    /// A client that asks for something else as soon as it has a reply, and wakes nobody.
+    struct Prompt {
+        asks: bool,
+        left: usize,
+    }
+
+    impl AsyncRead for Prompt {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.left == 0 || !std::mem::take(&mut self.asks) {
+                return Poll::Pending;
+            }
+            self.left -= 1;
+            buf.put_slice(&0x2560_9513u32.to_be_bytes());
+            buf.put_slice(&[0; 22]);
+            buf.put_slice(&512u16.to_be_bytes());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Prompt {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.asks = true;
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn of_the_kernel_more_is_read_as_soon_as_it_has_a_reply_but_not_by_who_leaves() {
+        for (draining, expected) in [(None, 3), (Some(0), 0)] {
+            let counters = Counters::default();
+            let export = Export::new("disk", MemoryDevice::new(Geometry::new(4096)));
+            let agreed = Agreed { export, structured: false, extents: false };
+            let prompt = Prompt { asks: false, left: 3 };
+            let mut served = Transmission::new(prompt, agreed, BytesMut::new(), &counters);
+            served.asked_again = true;
+            served.draining = draining;
+            // There is nothing to read before this is sent.
+            served.replies.done(1);
+            let once = poll_fn(|cx| Poll::Ready(served.poll(cx)));
+            assert_eq!(once.await.is_ready(), draining.is_some());
+            assert_eq!(counters.requests.load(Ordering::Relaxed), expected, "{draining:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
