@@ -47,8 +47,10 @@ pub(super) enum Access {
 pub(super) enum Journal {
     /// The image has no journal.
     Never,
-    /// It has one, which is not open: writes wait for it.
-    Closed,
+    /// It has one, which is not open: writes wait for it. What was open before has to be closed.
+    Closed(Option<Arc<journal::Journal>>),
+    /// It has one, which is about to go: writes wait until it has, or not.
+    Going,
     /// It is open, while we have the exclusive lock.
     Open(Arc<journal::Journal>),
 }
@@ -86,7 +88,7 @@ impl Live {
             false => Access::Free,
         };
         let journal = match header.features.contains(Features::JOURNALING) {
-            true => Journal::Closed,
+            true => Journal::Closed(None),
             false => Journal::Never,
         };
         Self {
@@ -125,8 +127,8 @@ impl Live {
         }
         self.journal = match (header.features.contains(Features::JOURNALING), &self.journal) {
             (false, _) => Journal::Never,
-            (true, Journal::Open(journal)) => Journal::Open(Arc::clone(journal)),
-            (true, _) => Journal::Closed,
+            (true, Journal::Never) => Journal::Closed(None),
+            (true, journal) => journal.clone(),
         };
         self.size = self.shrinking.map_or(header.size, |size| size.min(header.size));
         self.snap_context = Arc::new(header.snap_context.clone());
@@ -143,14 +145,22 @@ impl Live {
     /// Whether writes have to wait.
     #[inline]
     pub(super) fn waits(&self) -> bool {
-        self.access == Access::Waiting || self.pauses > 0 || matches!(self.journal, Journal::Closed)
+        self.access == Access::Waiting
+            || self.pauses > 0
+            || matches!(self.journal, Journal::Closed(_) | Journal::Going)
     }
 
-    /// Nothing is recorded in the journal any more, until it is opened again. Which it was.
-    pub(super) fn close_journal(&mut self) -> Option<Arc<journal::Journal>> {
-        let open = matches!(self.journal, Journal::Open(_));
-        match open.then(|| std::mem::replace(&mut self.journal, Journal::Closed)) {
-            Some(Journal::Open(journal)) => Some(journal),
+    /// Nothing is recorded in the journal any more, until it is opened again.
+    pub(super) fn close_journal(&mut self) {
+        if let Journal::Open(journal) = &self.journal {
+            self.journal = Journal::Closed(Some(Arc::clone(journal)));
+        }
+    }
+
+    /// The journal that nobody has closed yet.
+    pub(super) fn journal(&self) -> Option<&Arc<journal::Journal>> {
+        match &self.journal {
+            Journal::Open(journal) | Journal::Closed(Some(journal)) => Some(journal),
             _ => None,
         }
     }

@@ -33,7 +33,7 @@ pub(super) use self::owner::fence_off;
 pub(crate) use self::owner::{Owner, owner};
 use super::admin::address_text;
 use super::journal::Journal;
-use super::live::{self, Access, Refusal};
+use super::live::{self, Access, Live, Refusal};
 use super::object_map::{ObjectMap, OnDisk};
 use super::{Image, Inner};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -321,22 +321,34 @@ impl Inner {
         let why = error.to_string();
         tracing::error!(image = self.spec(), why, "the image can no longer be written to");
         let refusal = Refusal { kind: error.kind(), why };
-        let mut journal = None;
         self.current.change(|live| {
             (live.map, live.denied) = (None, Some(refusal));
-            journal = live.close_journal();
             if live.access == Access::Held {
                 live.access = Access::Waiting;
             }
         });
-        if let Some(journal) = journal {
-            journal.abandon();
-            self.current.nudge();
-        }
+        self.abandon_journal();
         let mut state = self.lock.state();
         (state.held, state.map) = (None, None);
         for tried in state.tries.drain(..) {
             let _ = tried.send(Err(Error::new(error.kind(), error.to_string())));
+        }
+    }
+
+    /// What is recorded and not done is to be done, and what is not recorded to be recorded, once the journal is open
+    /// again.
+    pub(super) fn reopen_journal(&self) {
+        self.current.change(Live::close_journal);
+        self.lock.look();
+    }
+
+    /// The journal is somebody else's.
+    fn abandon_journal(&self) {
+        let before = self.current.get();
+        if let Some(journal) = before.journal() {
+            self.current.change(|live| live.journal = live::Journal::Closed(None));
+            journal.abandon();
+            self.current.nudge();
         }
     }
 
@@ -481,7 +493,9 @@ impl Task {
             return Step::Verify;
         }
         let wanted = state.requested && lock.uses.load(Ordering::SeqCst) == 0;
-        if matches!(live.journal, live::Journal::Closed) && !wanted {
+        // One that is to be removed needs no journal.
+        let is_used = self.image.follows_parent;
+        if matches!(live.journal, live::Journal::Closed(_)) && is_used && !wanted {
             return Step::OpenJournal;
         }
         for tried in state.tries.drain(..) {
@@ -696,11 +710,19 @@ impl Task {
     async fn open_journal(&self) -> Result<()> {
         let image = Arc::clone(&self.image);
         let Some(open) = image.open.get().and_then(std::sync::Weak::upgrade) else { return Ok(()) };
-        let error = match Journal::open(&Image(open)).await {
+        let opened = async {
+            // What was recorded before is done, or is replayed.
+            image.current.drained(DRAIN).await?;
+            if let Some(before) = image.current.get().journal() {
+                before.close().await?;
+            }
+            Journal::open(&Image(open)).await
+        };
+        let error = match opened.await {
             Ok(journal) => {
                 let journal = Arc::new(journal);
                 image.current.change(|live| {
-                    if matches!(live.journal, live::Journal::Closed) {
+                    if matches!(live.journal, live::Journal::Closed(_)) {
                         live.journal = live::Journal::Open(journal);
                     }
                 });
@@ -712,7 +734,9 @@ impl Task {
         for tried in image.lock.state().tries.drain(..) {
             let _ = tried.send(Err(told()));
         }
-        if !matches!(error.kind(), Kind::Fenced | Kind::Closed) {
+        // What passes by itself is waited for.
+        let passes = [Kind::Fenced, Kind::Closed, Kind::TimedOut, Kind::Busy, Kind::Full];
+        if !passes.contains(&error.kind()) {
             tracing::error!(image = image.spec(), %error, "writes fail: the journal");
             self.deny(error.kind(), format!("its journal: {error}")).await;
         }
@@ -740,7 +764,7 @@ impl Task {
         // Half released it would be of no use to anybody.
         loop {
             let released = async {
-                if let live::Journal::Open(journal) = &image.current.get().journal {
+                if let Some(journal) = image.current.get().journal() {
                     journal.close().await.context("the journal")?;
                 }
                 if image.lock.state().map.is_some() {
@@ -758,7 +782,11 @@ impl Task {
             tokio::time::sleep(AFTER_FAILURE).await;
         }
         image.lock.state().map = None;
-        image.current.change(|live| drop(live.close_journal()));
+        image.current.change(|live| {
+            if live.journal().is_some() {
+                live.journal = live::Journal::Closed(None);
+            }
+        });
         self.turn = Some(peer);
         tracing::info!(image = image.spec(), "has released the exclusive lock");
         image.announce(&Notice::ReleasedLock(id));
@@ -837,18 +865,13 @@ impl Task {
     async fn taken(&self) -> Result<()> {
         let image = &self.image;
         tracing::error!(image = image.spec(), "the exclusive lock was taken from us");
-        let mut journal = None;
         image.current.change(|live| {
             if live.access == Access::Held {
                 live.access = Access::Waiting;
             }
             live.map = None;
-            journal = live.close_journal();
         });
-        if let Some(journal) = journal {
-            journal.abandon();
-            image.current.nudge();
-        }
+        image.abandon_journal();
         let mut state = image.lock.state();
         (state.held, state.map) = (None, None);
         state.requested = false;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::admin::{self, ERESTART, Notes, Progress};
 use super::lock::{Tried, Use};
-use super::{Boxed, Image, Inner, header};
+use super::{Boxed, Image, Inner, header, live};
 use crate::error::{Error, Kind, Result};
 use crate::pool::Acknowledgement;
 
@@ -194,13 +194,15 @@ impl Image {
         }
     }
 
-    /// Does it here. The image's journal, if there is one, knows of it; of what writes have to wait for, in the moment
-    /// from which on they do.
+    /// Does it here. The image's journal, if there is one, knows of it then. What writes depend on it has to know before:
+    /// those operations see to that.
     async fn perform(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
-        let doing = self.perform_unrecorded(what, progress);
-        match self.operation(what).await? {
-            Some(operation) => admin::journaled(self, || operation, doing).await,
-            None => doing.await,
+        let operation = self.operation(what).await?;
+        let journal = if operation.is_some() { admin::open_journal(self)? } else { None };
+        self.perform_unrecorded(what, progress).await?;
+        match (operation, journal) {
+            (Some(operation), Some(journal)) => journal.note(operation).await,
+            _ => Ok(()),
         }
     }
 
@@ -366,7 +368,9 @@ impl Inner {
             return ack.send(notify::response(-Kind::Busy.errno()));
         }
         let image = self.open.get().and_then(std::sync::Weak::upgrade).map(Image);
-        let usage = self.lock.is_held().then(|| Use::new(self));
+        // While the journal is read, it is nobody's yet.
+        let is_ready = !matches!(self.current.get().journal, live::Journal::Closed(_));
+        let usage = (self.lock.is_held() && is_ready).then(|| Use::new(self));
         let (Some(image), Some(usage)) = (image, usage) else {
             return ack.send(bytes::Bytes::new());
         };

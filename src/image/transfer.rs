@@ -133,7 +133,14 @@ impl Writer {
             return self.zero(offset, length).await;
         }
         self.queue.set_granularity(grain);
-        self.change(offset, Io::Discard { offset, length }).await
+        // In pieces that end where objects do.
+        let (mut offset, end) = (offset, offset.saturating_add(length));
+        while offset < end {
+            let length = (ZEROS - offset % ZEROS).min(end - offset);
+            self.change(offset, Io::Discard { offset, length }).await?;
+            offset += length;
+        }
+        Ok(())
     }
 
     /// Reads what was written before.

@@ -9,6 +9,7 @@ use super::remove::is_mirrored;
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::header;
+use crate::image::live::Journal;
 use crate::image::object_map::MAX_OBJECTS;
 use crate::image::{Image, PAUSE};
 
@@ -57,7 +58,14 @@ pub async fn update_features(image: &Image, features: Features, enable: bool) ->
 
 /// Goes over to the features that the image has now.
 async fn take_note(image: &Image) -> Result<()> {
-    image.refresh().await?;
+    let refreshed = image.refresh().await;
+    image.0.current.change(|live| {
+        // It was not to be removed.
+        if matches!(live.journal, Journal::Going) {
+            live.journal = Journal::Closed(None);
+        }
+    });
+    refreshed?;
     let header = image.header();
     let map = match image.0.lock.is_held() && header.features.contains(Features::OBJECT_MAP) {
         true => Some(image.0.on_disk_map().open(&header).await?.into()),
@@ -143,7 +151,8 @@ async fn switch_off(image: &Image, features: Features) -> Result<()> {
             return Err(Error::new(Kind::Busy, what).with_hint("`rbd mirror image disable`"));
         }
         let journal = open_journal(image)?;
-        image.0.current.change(|live| drop(live.close_journal()));
+        // Nobody opens it again.
+        image.0.current.change(|live| live.journal = Journal::Going);
         if let Some(journal) = journal {
             journal.close().await?;
         }

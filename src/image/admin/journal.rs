@@ -65,19 +65,20 @@ pub(super) async fn remove_journal(pool: &Pool, id: &str) -> Result<()> {
 }
 
 /// The journal that an image is written to, if it has one.
-pub(super) fn open_journal(image: &Image) -> Result<Option<Arc<Journal>>> {
+pub(in crate::image) fn open_journal(image: &Image) -> Result<Option<Arc<Journal>>> {
     match &image.0.current.get().journal {
         live::Journal::Never => Ok(None),
         live::Journal::Open(journal) => Ok(Some(Arc::clone(journal))),
-        live::Journal::Closed => {
+        live::Journal::Closed(_) | live::Journal::Going => {
             let what = "the exclusive lock, and the journal with it, has just been handed on";
             Err(Error::new(Kind::Busy, what))
         }
     }
 }
 
-/// Does something to an image as a whole. If it has a journal, that knows before when it begins, and then how it went.
-pub(in crate::image) async fn journaled<T>(
+/// Does something to an image that what is written depends on: nothing is meanwhile, or nothing that it is about. If the
+/// image has a journal, that knows before when it begins, and then how it went.
+pub(super) async fn journaled<T>(
     image: &Image,
     what: impl FnOnce() -> Operation,
     doing: impl Future<Output = Result<T>>,

@@ -9,7 +9,7 @@ use proto::rbd::journal::Operation;
 use proto::rbd::names::{self, DataNames};
 
 use super::flatten::{Copied, copy_up};
-use super::journal::journaled;
+use super::journal::{journaled, open_journal};
 use super::objects::{Progress, change};
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -47,6 +47,11 @@ pub async fn resize(
         return Err(Error::new(Kind::Invalid, what));
     }
     if size > before {
+        // Whoever replays it makes it larger at its end: nothing is written behind the old one before.
+        let _pause = match open_journal(image)? {
+            Some(_) => Some(image.0.current.pause(PAUSE).await.context(&resizing)?),
+            None => None,
+        };
         let grown = set_size(image, size, map.as_deref());
         journaled(image, || Operation::Resize(size), grown).await.context(&resizing)?;
     } else {

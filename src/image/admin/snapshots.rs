@@ -17,7 +17,7 @@ use proto::rbd::{Features, ObjectState, ObjectStates, notify};
 use proto::types::SnapId;
 
 use super::children::detach_child;
-use super::journal::journaled;
+use super::journal::{journaled, open_journal};
 use super::object_map::head_states;
 use super::objects::{Progress, change};
 use super::resize::resize;
@@ -283,11 +283,13 @@ pub async fn set_snapshot_limit(image: &Image, limit: Option<u64>) -> Result<()>
         false => None,
     };
     let header = names::header(image.id());
-    let set = async {
-        image.pool().call(&header, &SetSnapshotLimit { limit }).await?;
-        announce(image).await
-    };
-    journaled(image, || Operation::SnapLimit(limit), set).await.context(image.spec())
+    let journal = open_journal(image)?;
+    image.pool().call(&header, &SetSnapshotLimit { limit }).await.context(image.spec())?;
+    announce(image).await.context(image.spec())?;
+    match journal {
+        Some(journal) => journal.note(Operation::SnapLimit(limit)).await.context(image.spec()),
+        None => Ok(()),
+    }
 }
 
 /// Brings the image back to what it was at a snapshot: its size, then every object.

@@ -72,7 +72,7 @@ impl Queue {
             let is_safe = match first.journal.look(&first.entries) {
                 Recorded::Waiting => return,
                 Recorded::Safe => true,
-                Recorded::Failed(_) => false,
+                Recorded::Failed => false,
             };
             let Some(first) = self.journaling.waiting.pop_front() else { return };
             let Waiting { token, io, journal, entries, live, _held } = first;
@@ -106,13 +106,11 @@ impl Queue {
         }
     }
 
-    /// Nobody waits for what is recorded: whether it is done is all the same.
+    /// Nobody is told any more of what is recorded. It is replayed, as if whoever recorded it had died.
     pub(super) fn leave_journal(&mut self) {
-        for waiting in self.journaling.waiting.drain(..) {
-            waiting.journal.done(waiting.entries);
-        }
-        for (journal, entries) in std::mem::take(&mut self.journaling.under_way).into_values() {
-            journal.done(entries);
+        let Journaling { waiting, under_way, .. } = &self.journaling;
+        if !waiting.is_empty() || !under_way.is_empty() {
+            self.image.0.inner.reopen_journal();
         }
     }
 }

@@ -37,7 +37,7 @@ use tokio::time::Instant;
 
 use self::player::Player;
 use super::io::Io;
-use super::{Boxed, Image, Inner};
+use super::{Boxed, Image, Inner, PAUSE};
 use crate::cluster::wall_clock;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
@@ -55,6 +55,12 @@ const ENTRY_BYTES: usize = 16 << 10;
 /// How much is appended at a time, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// How many sets of objects are removed at a time.
+const TRIMMED_SETS: usize = 4;
+
+/// How many sets of objects a journal may have: more is damage.
+const MOST_SETS: u64 = 1 << 24;
+
 /// How long to wait before a full pool is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -64,6 +70,7 @@ const PAGE: u64 = 64;
 /// What zeros that must be stored are recorded as: these, again and again.
 static ZEROS: [u8; 512] = [0; 512];
 
+const EINTR: i32 = 4;
 const EOVERFLOW: i32 = 75;
 const ESTALE: i32 = 116;
 
@@ -120,8 +127,15 @@ impl Place {
         self.pool.announce(&self.header(), Bytes::new());
     }
 
+    /// The first set of objects that somebody needs, and the one that is written to.
     pub(super) async fn sets(&self) -> Result<(u64, u64)> {
-        Ok((self.call(&GetMinimumSet {}).await?, self.call(&GetActiveSet {}).await?))
+        let (first, last) =
+            (self.call(&GetMinimumSet {}).await?, self.call(&GetActiveSet {}).await?);
+        if last.checked_sub(first).is_none_or(|sets| sets > MOST_SETS) || last > u64::MAX >> 16 {
+            let what = format!("{}: sets of objects from {first} to {last}", self.header());
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok((first, last))
     }
 
     pub(super) async fn remove_set(&self, set: u64) -> Result<()> {
@@ -185,8 +199,8 @@ pub(super) enum Recorded {
     /// They are not safe yet.
     Waiting,
     Safe,
-    /// They will not be.
-    Failed(Error),
+    /// The journal is closed.
+    Failed,
 }
 
 #[derive(Debug)]
@@ -305,14 +319,16 @@ impl Journal {
 
     /// Records a change. It may be done once these entries are safe.
     pub(super) fn record(&self, io: &Io, granularity: u64) -> Range<u64> {
-        self.shared.record(events(io, granularity))
+        let longest = ENTRY_BYTES.min(self.shared.place.object_size as usize);
+        self.shared.record(events(io, granularity, longest))
     }
 
     pub(super) fn look(&self, entries: &Range<u64>) -> Recorded {
         let state = self.shared.state();
-        match &state.failed {
-            _ if state.safe >= entries.end => Recorded::Safe,
-            Some((kind, why)) => Recorded::Failed(Error::new(*kind, why.clone())),
+        match state.failed {
+            // What is safe, too: whoever has the journal now replays it.
+            Some(_) => Recorded::Failed,
+            None if state.safe >= entries.end => Recorded::Safe,
             None => Recorded::Waiting,
         }
     }
@@ -325,51 +341,72 @@ impl Journal {
                 progress.is_done = true;
             }
         }
-        self.shared.advance(&mut state);
+        if self.shared.advance(&mut state) {
+            self.shared.settled.send_replace(());
+        }
     }
 
-    /// Records that an operation begins. All that was done before it is not replayed any more.
+    /// Records that an operation begins, once all that was recorded before is done: that is not replayed any more.
     pub(super) fn begin(&self, what: Operation) -> Boxed<'_, Begun<'_>> {
         Box::pin(self.record_begin(what))
     }
 
     async fn record_begin(&self, what: Operation) -> Result<Begun<'_>> {
-        let op = {
-            let mut state = self.shared.state();
-            state.last_op += 1;
-            state.last_op
-        };
+        let op = self.shared.next_op();
         let entries = self.shared.record([Event::Begin { op, what }]);
-        let begun = match self.safe(&entries).await {
-            Ok(()) => self.shared.commit().await,
-            unsafe_yet => unsafe_yet,
-        };
-        match begun {
-            Ok(()) => Ok(Begun { journal: self, op, entries }),
-            Err(error) => {
-                self.done(entries);
-                Err(error)
-            }
-        }
+        let first = entries.start;
+        // Whatever becomes of this, it ends.
+        let begun = Begun { journal: self, op, entries: Some(entries) };
+        self.until(|state| state.safe > first).await?;
+        let done = self.until(|state| state.first() >= first);
+        let late =
+            |_| Error::new(Kind::TimedOut, "what is recorded before an operation is not done");
+        tokio::time::timeout(PAUSE, done).await.map_err(late)??;
+        self.shared.commit().await?;
+        Ok(begun)
     }
 
-    async fn safe(&self, entries: &Range<u64>) -> Result<()> {
+    /// Records an operation that is done, and of which nothing that is written depends.
+    pub(super) fn note(&self, what: Operation) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let op = self.shared.next_op();
+            let events = [Event::Begin { op, what }, Event::Finish { op, result: 0 }];
+            self.ended(self.shared.record(events)).await
+        })
+    }
+
+    /// Lets the cluster know of an operation that has ended, as soon as that is recorded: else it would be done again.
+    async fn ended(&self, entries: Range<u64>) -> Result<()> {
+        let end = entries.end;
+        self.done(entries);
+        self.until(|state| state.safe >= end).await?;
+        self.shared.commit().await
+    }
+
+    async fn until(&self, is_so: impl Fn(&State) -> bool) -> Result<()> {
         let mut settled = self.shared.settled.subscribe();
         loop {
-            match self.look(entries) {
-                Recorded::Safe => return Ok(()),
-                Recorded::Failed(error) => return Err(error),
-                Recorded::Waiting => {}
+            match &*self.shared.state() {
+                State { failed: Some((kind, why)), .. } => {
+                    return Err(Error::new(*kind, why.clone()));
+                }
+                state if is_so(state) => return Ok(()),
+                _ => {}
             }
             let closed = |_| Error::new(Kind::Closed, "the journal is closed");
             settled.changed().await.map_err(closed)?;
         }
     }
 
-    /// Lets the cluster know what is done: all that was recorded. Nothing is recorded any more.
+    /// Lets the cluster know what is done, once all that was recorded is safe. Nothing is recorded any more.
     pub(super) async fn close(&self) -> Result<()> {
-        self.task.abort();
-        self.shared.commit().await?;
+        // What failed is not safe, and will not be.
+        let _ = self.until(|state| state.safe == state.next).await;
+        match self.shared.commit().await {
+            // Somebody has removed it.
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ => {}
+        }
         self.abandon();
         Ok(())
     }
@@ -381,30 +418,45 @@ impl Journal {
     }
 }
 
-/// An operation that has begun.
+/// An operation that has begun. If it is dropped, it has failed: without an end, librbd would do it at last.
 pub(super) struct Begun<'a> {
     journal: &'a Journal,
     op: u64,
-    entries: Range<u64>,
+    /// Until its end is recorded.
+    entries: Option<Range<u64>>,
 }
 
 impl Begun<'_> {
     /// Records how it went.
-    pub(super) async fn finish(self, failed: Option<&Error>) -> Result<()> {
+    pub(super) async fn finish(mut self, failed: Option<&Error>) -> Result<()> {
         let result = failed.map_or(0, |error| -error.kind().errno());
-        let finish = self.journal.shared.record([Event::Finish { op: self.op, result }]);
-        let safe = self.journal.safe(&finish).await;
-        self.journal.done(self.entries);
-        self.journal.done(finish);
-        safe
+        let ended = self.record_end(result);
+        self.journal.ended(ended).await
+    }
+
+    fn record_end(&mut self, result: i32) -> Range<u64> {
+        let end = self.journal.shared.record([Event::Finish { op: self.op, result }]);
+        if let Some(begin) = self.entries.take() {
+            self.journal.done(begin);
+        }
+        end
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.entries.is_some() {
+            let ended = self.record_end(-EINTR);
+            self.journal.done(ended);
+        }
     }
 }
 
 /// What a change is recorded as.
-fn events(io: &Io, granularity: u64) -> Vec<Event> {
+fn events(io: &Io, granularity: u64, longest: usize) -> Vec<Event> {
     match io {
         Io::Write { offset, data } => {
-            let most = ENTRY_BYTES - ENTRY_OVERHEAD - WRITE_OVERHEAD;
+            let most = longest - ENTRY_OVERHEAD - WRITE_OVERHEAD;
             let parts = (0..data.len()).step_by(most);
             let part = |at: usize| Event::Write {
                 offset: offset + at as u64,
@@ -433,10 +485,14 @@ fn events(io: &Io, granularity: u64) -> Vec<Event> {
 async fn append(shared: Arc<Shared>, image: Weak<Inner>) {
     loop {
         let unknown_since = shared.state().unknown_since;
-        if unknown_since.is_some_and(|since| since.elapsed() >= COMMIT_AGE)
-            && let Err(error) = shared.commit().await
-        {
-            tracing::warn!(%error, "what is done of the journal");
+        if unknown_since.is_some_and(|since| since.elapsed() >= COMMIT_AGE) {
+            let committed = match shared.commit().await {
+                Ok(()) => shared.trim().await,
+                failed => failed,
+            };
+            if let Err(error) = committed {
+                tracing::warn!(%error, "what is done of the journal");
+            }
         }
         let batch = shared.next_batch();
         if batch.is_empty() {
@@ -455,9 +511,15 @@ async fn append(shared: Arc<Shared>, image: Weak<Inner>) {
                 shared.settled.send_replace(());
             }
             Err(error) => {
-                // Nobody can tell what of it is in the journal: whoever gets the lock next reads it.
                 let error = error.context("the journal");
-                image.lost(&error);
+                match error.kind() {
+                    Kind::Fenced | Kind::Closed => image.lost(&error),
+                    // Nobody can tell what of it is in the journal: it is read.
+                    _ => {
+                        tracing::error!(image = image.spec(), %error, "it is opened again");
+                        image.reopen_journal();
+                    }
+                }
                 shared.fail(error.kind(), error.to_string());
                 return image.current.nudge();
             }
@@ -469,6 +531,12 @@ async fn append(shared: Arc<Shared>, image: Weak<Inner>) {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_op(&self) -> u64 {
+        let mut state = self.state();
+        state.last_op += 1;
+        state.last_op
     }
 
     /// What is not safe yet will not be.
@@ -495,7 +563,9 @@ impl Shared {
         let mut state = self.state();
         let mut number = state.next - state.events.len() as u64;
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH_BYTES
+        // librbd reads no more than twice an object's size.
+        let most = BATCH_BYTES.min(self.place.object_size as usize);
+        while bytes < most
             && let Some(event) = state.events.pop_front()
         {
             let entry = Entry { tag: self.tag, number, event }.to_bytes();
@@ -549,8 +619,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes note of entries that are done, with all before them.
-    fn advance(&self, state: &mut State) {
+    /// Takes note of entries that are done, with all before them. Whether there were any.
+    fn advance(&self, state: &mut State) -> bool {
+        let first = state.first();
         while let Some(Progress { is_done: true, object: Some(object) }) = state.entries.front() {
             let done = ObjectPosition { object: *object, tag: self.tag, entry: state.first() };
             advance(&mut state.position, done, self.place.width);
@@ -560,6 +631,7 @@ impl Shared {
                 self.work.notify_one();
             }
         }
+        state.first() > first
     }
 
     /// Appends to each object of a set what is for it. What came of that, in the order of objects.
@@ -603,7 +675,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the cluster what is done, and removes what nobody needs any more.
+    /// Tells the cluster what is done.
     async fn commit(&self) -> Result<()> {
         let _committing = self.committing.lock().await;
         let position = match &*self.state() {
@@ -620,16 +692,18 @@ impl Shared {
         }
         committed?;
         self.place.announce();
-        self.trim(&position).await
+        Ok(())
     }
 
-    async fn trim(&self, ours: &CommitPosition) -> Result<()> {
+    /// Removes what nobody needs any more.
+    async fn trim(&self) -> Result<()> {
+        let ours = self.state().position.clone();
         let width = self.place.width;
         let set_of = |position: &CommitPosition| {
             position.objects.iter().map(|position| position.object / width).min()
         };
         let minimum = self.state().minimum_set;
-        if set_of(ours).is_none_or(|set| set <= minimum) {
+        if set_of(&ours).is_none_or(|set| set <= minimum) {
             return Ok(());
         }
         let (mut needed, mut after) = (self.state().active_set, String::new());
@@ -645,7 +719,8 @@ impl Shared {
                 _ => break,
             }
         }
-        for set in minimum..needed {
+        // Writes wait meanwhile: the rest is for the next time.
+        for set in (minimum..needed).take(TRIMMED_SETS) {
             self.place.remove_set(set).await?;
             match self.place.call(&SetMinimumSet { set: set + 1 }).await {
                 Err(error) if error.kind() != Kind::Os(ESTALE) => return Err(error),

@@ -31,6 +31,8 @@ pub(super) struct Player<'a> {
     turns: Vec<Turn>,
     /// The last set of objects.
     active_set: u64,
+    /// How many entries were behind a gap.
+    skipped: u64,
 }
 
 /// What is left of the objects of one place.
@@ -59,7 +61,7 @@ impl<'a> Player<'a> {
             Turn { object, offset: 0, bytes: Bytes::new(), next: None, done }
         });
         let last = position.objects.first().map(|done| (done.tag, done.entry));
-        Self { place, last, turns: turns.collect(), active_set }
+        Self { place, last, turns: turns.collect(), active_set, skipped: 0 }
     }
 
     /// Does all that is not done, and notes that. How many entries there were.
@@ -72,19 +74,25 @@ impl<'a> Player<'a> {
         position: &mut CommitPosition,
     ) -> Result<u64> {
         let mut writer = Writer::replaying(image);
-        let mut replayed = 0;
+        let (mut replayed, mut operations) = (0, 0);
         for turn in 0..self.turns.len() {
             self.seek(turn).await?;
         }
         while let Some((object, entry)) = self.next().await? {
             let EventEntry { event, .. } =
                 decode(&entry.event, "journal event").context(self.place.object(object))?;
+            operations += u64::from(matches!(event, Event::Begin { .. }));
             apply(&mut writer, event, image).await.context("replaying the journal")?;
             let done = ObjectPosition { object, tag: entry.tag, entry: entry.number };
             advance(position, done, self.place.width);
             replayed += 1;
         }
         writer.finish().await.context("replaying the journal")?;
+        let skipped = self.skipped;
+        if skipped > 0 || operations > 0 {
+            let image = image.spec();
+            tracing::warn!(image, skipped, operations, "of the journal, not all was done again");
+        }
         Ok(replayed)
     }
 
@@ -111,7 +119,7 @@ impl<'a> Player<'a> {
     /// The next entry, and which object it is in.
     async fn next(&mut self) -> Result<Option<(u64, Entry)>> {
         if let Some((tag, number)) = self.last
-            && let Some(found) = self.take(tag, number + 1).await?
+            && let Some(found) = self.take(tag, number.saturating_add(1)).await?
         {
             return Ok(Some(found));
         }
@@ -123,6 +131,8 @@ impl<'a> Player<'a> {
                     tags.insert(entry.tag);
                     break;
                 }
+                let is_behind = last.is_some_and(|last| (entry.tag, entry.number) > last);
+                self.skipped += u64::from(is_behind);
                 self.turns[turn].next = None;
             }
         }
