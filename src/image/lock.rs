@@ -707,7 +707,7 @@ impl Task {
 
     /// Opens the journal, which whoever had the lock before may have left full. Writes wait for that; if it fails, they
     /// fail for a while.
-    async fn open_journal(&self) -> Result<()> {
+    async fn open_journal(&mut self) -> Result<()> {
         let image = Arc::clone(&self.image);
         let Some(open) = image.open.get().and_then(std::sync::Weak::upgrade) else { return Ok(()) };
         let opened = async {
@@ -739,6 +739,8 @@ impl Task {
         if !passes.contains(&error.kind()) {
             tracing::error!(image = image.spec(), %error, "writes fail: the journal");
             self.deny(error.kind(), format!("its journal: {error}")).await;
+            // Whoever mends it needs the lock.
+            self.release().await?;
         }
         Err(error)
     }

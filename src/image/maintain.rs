@@ -194,8 +194,8 @@ impl Image {
         }
     }
 
-    /// Does it here. The image's journal, if there is one, knows of it then. What writes depend on it has to know before:
-    /// those operations see to that.
+    /// Does it here. The image's journal, if there is one, knows of it then. What writes depend on it has to know
+    /// before: those operations see to that.
     async fn perform(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
         let operation = self.operation(what).await?;
         let journal = if operation.is_some() { admin::open_journal(self)? } else { None };

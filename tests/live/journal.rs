@@ -80,6 +80,12 @@ impl Ceph {
         objects.lines().filter(is_of_it).map(str::to_owned).collect()
     }
 
+    fn pool_id(&self, pool: &str) -> u64 {
+        let pools = self.run("ceph", &["osd", "lspools", "--format", "json"]).json();
+        let pools = pools.as_array().unwrap();
+        pools.iter().find(|other| other["poolname"] == pool).unwrap()["poolnum"].as_u64().unwrap()
+    }
+
     fn id(&self, image: &str) -> String {
         let info = self.run("rbd", &["info", "--format", "json", image]).json();
         info["id"].as_str().unwrap().to_owned()
@@ -225,6 +231,18 @@ fn operations_are_recorded_too() {
         ours(&["snap", "rm", "--no-progress", "done@two"]);
         ours(&["snap", "rollback", "--no-progress", "done@one"]);
         ours(&["feature", "disable", "done", "fast-diff"]);
+        // What fails for whoever wants it is not in the journal, where it would fail again.
+        ours(&["snap", "protect", "done@four"]);
+        for refused in [
+            &["snap", "rm", "--no-progress", "done@four"][..],
+            &["snap", "protect", "done@four"],
+            &["snap", "rename", "done@four", "done@one"],
+            &["feature", "disable", "done", "fast-diff"],
+            &["image-meta", "remove", "done", "other"],
+        ] {
+            ceph.ours(refused).refused();
+        }
+        ours(&["snap", "unprotect", "done@four"]);
         assert_eq!(ceph.entries_left("done"), 0);
 
         let end = ceph.position("done");
@@ -233,8 +251,8 @@ fn operations_are_recorded_too() {
             "done",
             &[
                 ("SnapCreate", 3),
-                ("SnapProtect", 1),
-                ("SnapUnprotect", 1),
+                ("SnapProtect", 2),
+                ("SnapUnprotect", 2),
                 ("SnapRemove", 1),
                 ("SnapRollback", 1),
                 ("SnapLimit", 1),
@@ -243,7 +261,7 @@ fn operations_are_recorded_too() {
                 ("MetadataSet", 2),
                 ("MetadataRemove", 1),
                 ("UpdateFeatures", 1),
-                ("OpFinish", 16),
+                ("OpFinish", 18),
             ],
         );
         let file = ceph.file("done.journal");
@@ -334,9 +352,72 @@ fn a_journal_comes_and_goes_under_a_writer() {
                 ceph.bench("switched", "4K").wait().unwrap();
             }
         }
+        std::thread::scope(|scope| {
+            let verify =
+                scope.spawn(|| fio_verify(ceph, 64, &["--ioengine=nbd", &format!("--uri={uri}")]));
+            while !verify.is_finished() {
+                for program in [&theirs as &dyn Fn(&[&str]), &ours] {
+                    program(&["feature", "enable", "switched", "journaling"]);
+                    program(&["feature", "disable", "switched", "journaling"]);
+                }
+            }
+        });
         assert_same_for_librbd_and_nbd(ceph, "switched", &uri);
         serve.terminate();
         ceph.check_object_map("switched");
+    });
+}
+
+/// Whoever asked is gone: what was recorded for it is done, and holds up nothing.
+#[test]
+fn what_is_recorded_for_who_is_gone_is_done() {
+    on_each_release(|ceph| {
+        ceph.rbd(&["create", "--size", "64M", "--image-feature", FEATURES, "left"]);
+        let serve = ceph.serve_telling(&["rbd/left"], Some("info"));
+        let uri = serve.uri("rbd/left");
+        for _ in 0..3 {
+            let mut fio = ceph.command("fio");
+            fio.args(["--name=left", "--ioengine=nbd", &format!("--uri={uri}"), "--rw=randwrite"]);
+            fio.args(["--bs=64k", "--iodepth=32", "--size=64M", "--time_based", "--runtime=30"]);
+            let mut fio = fio.stdout(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_secs(1));
+            run("pkill", &["-9", "-P", &fio.id().to_string()]);
+            fio.kill().unwrap();
+            fio.wait().unwrap();
+            wait_for("all is known to be done", 12, || ceph.entries_left("left") == 0);
+        }
+        assert!(serve.log().contains("replayed the journal"), "{}", serve.log());
+        assert!(io(&uri, &["write -P 1 0 64k", "read -P 1 0 64k"]), "{}", serve.log());
+        assert_same_for_librbd_and_nbd(ceph, "left", &uri);
+        serve.terminate();
+        ceph.check_object_map("left");
+    });
+}
+
+/// What is in it cannot be read: that is said, by whoever wants to write, and whoever removes the image need not.
+#[test]
+fn a_damaged_journal_is_named_and_can_be_removed() {
+    on_each_release(|ceph| {
+        let garbage = ceph.file("garbage");
+        std::fs::write(&garbage, [7; 4096]).unwrap();
+        for image in ["damaged", "forgotten"] {
+            ceph.ours(&["create", "--size", "8M", "--image-feature", FEATURES, image]).ok();
+            let object = format!("journal_data.{}.{}.0", ceph.pool_id("rbd"), ceph.id(image));
+            ceph.rados(&["-p", "rbd", "put", &object, garbage.to_str().unwrap()]);
+        }
+        let serve = ceph.serve(&["rbd/damaged"]);
+        let uri = serve.uri("rbd/damaged");
+        assert!(!io(&uri, &["write -P 1 0 64k"]));
+        assert!(io(&uri, &["read -P 0 0 64k"]));
+        assert!(serve.log().contains("rbd journal reset"), "{}", serve.log());
+        let refused = ceph.ours(&["snap", "create", "--no-progress", "forgotten@s"]).refused();
+        assert!(refused.contains("rbd journal reset"), "{refused}");
+        ceph.rbd(&["journal", "reset", "--image", "damaged"]);
+        wait_for("it is opened again", 20, || io(&uri, &["write -P 1 0 64k"]));
+        let id = ceph.id("forgotten");
+        ceph.ours(&["rm", "--no-progress", "forgotten"]).ok();
+        let left = ceph.rados(&["-p", "rbd", "ls"]);
+        assert!(!left.contains(&id), "{left}");
     });
 }
 

@@ -76,8 +76,8 @@ pub(in crate::image) fn open_journal(image: &Image) -> Result<Option<Arc<Journal
     }
 }
 
-/// Does something to an image that what is written depends on: nothing is meanwhile, or nothing that it is about. If the
-/// image has a journal, that knows before when it begins, and then how it went.
+/// Does something to an image that what is written depends on: nothing is meanwhile, or nothing that it is about. If
+/// the image has a journal, that knows before when it begins, and then how it went.
 pub(super) async fn journaled<T>(
     image: &Image,
     what: impl FnOnce() -> Operation,

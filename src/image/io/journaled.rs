@@ -107,7 +107,7 @@ impl Queue {
     }
 
     /// Nobody is told any more of what is recorded. It is replayed, as if whoever recorded it had died.
-    pub(super) fn leave_journal(&mut self) {
+    pub(super) fn leave_journal(&self) {
         let Journaling { waiting, under_way, .. } = &self.journaling;
         if !waiting.is_empty() || !under_way.is_empty() {
             self.image.0.inner.reopen_journal();

@@ -12,14 +12,22 @@ use crate::{full, releases};
 #[test]
 fn what_was_acknowledged_outlives_our_process_whenever_it_is_killed() {
     for &release in releases() {
-        killed(release, if full() { 200 } else { 15 });
+        killed(release, "layering", if full() { 200 } else { 15 });
     }
 }
 
-fn killed(release: Release, rounds: u64) {
+/// The next one has to wait until the cluster misses the one before, and then replays what that has left.
+#[test]
+fn what_was_acknowledged_outlives_the_replay_of_a_journal() {
+    for &release in releases() {
+        killed(release, "exclusive-lock,object-map,journaling", if full() { 10 } else { 2 });
+    }
+}
+
+fn killed(release: Release, features: &str, rounds: u64) {
     let store = Store::Memstore;
     let ceph = Ceph::start(Options { release, osds: 3, store, ..Options::default() });
-    ceph.rbd(&["create", "--size", "8M", "--image-feature", "layering", "image"]);
+    ceph.rbd(&["create", "--size", "8M", "--image-feature", features, "image"]);
     let progress = Arc::new(AtomicU64::new(0));
     let mut ledger = Ledger::new(8 << 20);
     ledger.progress = Arc::clone(&progress);
