@@ -263,7 +263,12 @@ impl Queue {
         if let Err(error) = self.image.check(&self.live, &io) {
             return self.done.push(Completion { token, result: Err(error) });
         }
-        if io.changes() && !self.journaling.replays {
+        if !io.changes() {
+            // What is replayed is older, for a moment, than what was read before.
+            if self.live.replays() && !self.journaling.replays {
+                return self.park(token, io);
+            }
+        } else if !self.journaling.replays {
             if self.live.waits() {
                 return self.park(token, io);
             }

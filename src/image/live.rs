@@ -150,6 +150,14 @@ impl Live {
             || matches!(self.journal, Journal::Closed(_) | Journal::Going)
     }
 
+    /// Whether the journal is being read, or is about to be: what it says is done again.
+    #[inline]
+    pub(super) fn replays(&self) -> bool {
+        matches!(self.journal, Journal::Closed(_))
+            && self.access == Access::Held
+            && self.denied.is_none()
+    }
+
     /// Nothing is recorded in the journal any more, until it is opened again.
     pub(super) fn close_journal(&mut self) {
         if let Journal::Open(journal) = &self.journal {

@@ -418,15 +418,19 @@ impl Task {
         loop {
             let step = self.next_step();
             if let Step::Wait = step {
-                let is_refused = self.image.current.get().refusal.is_some();
+                let refusal = self.image.current.get().refusal.clone();
+                let is_for_now = refusal.is_some_and(|refusal| refusal.kind != Kind::NotFound);
+                let look_again = async {
+                    tokio::time::sleep(REFUSED_BY_FEATURES).await;
+                    if let Err(error) = self.image.refresh().await {
+                        tracing::debug!(image = self.image.spec(), %error, "looking again");
+                    }
+                };
                 tokio::select! {
                     biased;
                     _ = &mut stopped => break,
-                    () = self.image.lock.changed.notified() => continue,
-                    () = tokio::time::sleep(REFUSED_BY_FEATURES), if is_refused => {}
-                }
-                if let Err(error) = self.image.refresh().await {
-                    tracing::debug!(image = self.image.spec(), %error, "looking again");
+                    () = self.image.lock.changed.notified() => {}
+                    () = look_again, if is_for_now => {}
                 }
                 continue;
             }
@@ -496,7 +500,9 @@ impl Task {
         // One that is to be removed needs no journal.
         let is_used = self.image.follows_parent;
         if matches!(live.journal, live::Journal::Closed(_)) && is_used && !wanted {
-            return Step::OpenJournal;
+            // Nothing is replayed under what is done to the image as a whole: whose end wakes us.
+            let is_alone = self.image.operations.try_lock().is_ok();
+            return if is_alone { Step::OpenJournal } else { Step::Wait };
         }
         for tried in state.tries.drain(..) {
             let _ = tried.send(Ok(None));
@@ -710,6 +716,7 @@ impl Task {
     async fn open_journal(&mut self) -> Result<()> {
         let image = Arc::clone(&self.image);
         let Some(open) = image.open.get().and_then(std::sync::Weak::upgrade) else { return Ok(()) };
+        let Ok(_alone) = image.operations.try_lock() else { return Ok(()) };
         let opened = async {
             // What was recorded before is done, or is replayed.
             image.current.drained(DRAIN).await?;
@@ -740,7 +747,10 @@ impl Task {
             tracing::error!(image = image.spec(), %error, "writes fail: the journal");
             self.deny(error.kind(), format!("its journal: {error}")).await;
             // Whoever mends it needs the lock.
-            self.release().await?;
+            let is_kept = image.lock.exclusive.load(Ordering::Relaxed);
+            if !is_kept && image.lock.uses.load(Ordering::SeqCst) == 0 {
+                self.release().await?;
+            }
         }
         Err(error)
     }
@@ -750,7 +760,11 @@ impl Task {
         let image = Arc::clone(&self.image);
         // Those who waited for it come first, or two busy clients would do nothing but hand it on.
         let begun = tokio::time::Instant::now();
-        let usable = || image.current.get().access == Access::Held;
+        let usable = || {
+            let live = image.current.get();
+            let is_open = !matches!(live.journal, live::Journal::Closed(_) | live::Journal::Going);
+            live.access == Access::Held && is_open
+        };
         while usable() && image.lock.parked.load(Ordering::SeqCst) > 0 && begun.elapsed() < USE {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

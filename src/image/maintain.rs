@@ -198,12 +198,11 @@ impl Image {
     /// before: those operations see to that.
     async fn perform(&self, what: &Maintenance, progress: Progress<'_>) -> Result<()> {
         let operation = self.operation(what).await?;
-        let journal = if operation.is_some() { admin::open_journal(self)? } else { None };
         self.perform_unrecorded(what, progress).await?;
-        match (operation, journal) {
-            (Some(operation), Some(journal)) => journal.note(operation).await,
-            _ => Ok(()),
+        if let Some(operation) = operation {
+            admin::note(self, operation).await;
         }
+        Ok(())
     }
 
     /// What the journal has to know of something that writes need not wait for.

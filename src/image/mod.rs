@@ -157,6 +157,8 @@ struct Inner {
     refreshes: Refreshes,
     requests: Requests,
     remaking: Remaking,
+    /// Held by whoever does something that is recorded in the journal before it is done, and by whoever replays that.
+    operations: tokio::sync::Mutex<()>,
     quiescing: Quiescing,
     /// For those who only have what they share with it.
     open: OnceLock<Weak<Open>>,
@@ -278,6 +280,7 @@ impl Image {
             refreshes: Refreshes::default(),
             requests: Requests::default(),
             remaking: Remaking::default(),
+            operations: tokio::sync::Mutex::default(),
             quiescing: Quiescing::default(),
             open: OnceLock::new(),
             read_snap,

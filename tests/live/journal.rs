@@ -400,19 +400,19 @@ fn a_damaged_journal_is_named_and_can_be_removed() {
     on_each_release(|ceph| {
         let garbage = ceph.file("garbage");
         std::fs::write(&garbage, [7; 4096]).unwrap();
-        for image in ["damaged", "forgotten"] {
+        for image in ["unreadable", "forgotten"] {
             ceph.ours(&["create", "--size", "8M", "--image-feature", FEATURES, image]).ok();
             let object = format!("journal_data.{}.{}.0", ceph.pool_id("rbd"), ceph.id(image));
             ceph.rados(&["-p", "rbd", "put", &object, garbage.to_str().unwrap()]);
         }
-        let serve = ceph.serve(&["rbd/damaged"]);
-        let uri = serve.uri("rbd/damaged");
+        let serve = ceph.serve(&["rbd/unreadable"]);
+        let uri = serve.uri("rbd/unreadable");
         assert!(!io(&uri, &["write -P 1 0 64k"]));
         assert!(io(&uri, &["read -P 0 0 64k"]));
         assert!(serve.log().contains("rbd journal reset"), "{}", serve.log());
         let refused = ceph.ours(&["snap", "create", "--no-progress", "forgotten@s"]).refused();
         assert!(refused.contains("rbd journal reset"), "{refused}");
-        ceph.rbd(&["journal", "reset", "--image", "damaged"]);
+        ceph.rbd(&["journal", "reset", "--image", "unreadable"]);
         wait_for("it is opened again", 20, || io(&uri, &["write -P 1 0 64k"]));
         let id = ceph.id("forgotten");
         ceph.ours(&["rm", "--no-progress", "forgotten"]).ok();

@@ -1,10 +1,12 @@
 //! Switching features of an image.
 
+use std::sync::Arc;
+
 use proto::rbd::cls::{ResizeObjectMap, SetFeatures, SetFlags};
 use proto::rbd::{Features, Flags, ObjectState, names};
 use proto::types::SnapId;
 
-use super::journal::{make_journal, open_journal, remove_journal};
+use super::journal::{alone, make_journal, remove_journal};
 use super::remove::is_mirrored;
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -43,6 +45,7 @@ fn with_partner(features: Features) -> Features {
 pub async fn update_features(image: &Image, features: Features, enable: bool) -> Result<()> {
     let doing = format!("image {}", image.spec());
     check(image, features, enable).context(&doing)?;
+    let alone = alone(image).await.context(&doing)?;
     let maps = image.0.remaking.maps.write().await;
     let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
     let switched = match enable {
@@ -51,7 +54,7 @@ pub async fn update_features(image: &Image, features: Features, enable: bool) ->
     };
     // Also if that went wrong: of what it has switched by then, whoever writes has to know.
     let noted = take_note(image).await;
-    drop((pause, maps));
+    drop((pause, maps, alone));
     let told = notify_others(image).await;
     switched.and(noted).and(told).context(doing)
 }
@@ -150,12 +153,19 @@ async fn switch_off(image: &Image, features: Features) -> Result<()> {
             let what = "it is mirrored by its journal";
             return Err(Error::new(Kind::Busy, what).with_hint("`rbd mirror image disable`"));
         }
-        let journal = open_journal(image)?;
-        // Nobody opens it again.
-        image.0.current.change(|live| live.journal = Journal::Going);
-        if let Some(journal) = journal {
-            journal.close().await?;
-        }
+        let mut open = None;
+        image.0.current.change(|live| {
+            if let Journal::Open(journal) = &live.journal {
+                open = Some(Arc::clone(journal));
+                // Nobody opens it again.
+                live.journal = Journal::Going;
+            }
+        });
+        let busy = || Error::new(Kind::Busy, "its journal is just being opened");
+        let journal = open.ok_or_else(busy)?;
+        let closed = journal.close().await;
+        journal.abandon();
+        closed?;
     }
     let mut mask = features;
     if features.contains(Features::EXCLUSIVE_LOCK) {

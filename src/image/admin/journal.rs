@@ -1,23 +1,29 @@
 //! Making and removing the journal of an image, and having it know of what is done to the image as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::denc::Encode;
 use proto::rbd::cls::{CreateJournal, GetMirrorMode, NEW_TAG_CLASS, RegisterJournalClient};
 use proto::rbd::journal::{ClientData, Operation, TagData};
-use proto::rbd::names;
+use proto::rbd::{Features, names};
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 use super::children::or_none;
 use crate::error::{Error, Kind, Result};
 use crate::image::journal::{Journal, Place, WRITER};
 use crate::image::live;
-use crate::image::{Boxed, Image};
+use crate::image::{Boxed, Image, PAUSE};
 use crate::pool::Pool;
 
 /// How large the objects of a new journal become, as a power of two, and how many are written to by turns (librbd's
 /// `rbd_journal_order` and `rbd_journal_splay_width`).
 const ORDER: u8 = 24;
 const WIDTH: u8 = 4;
+
+/// How long to wait before it is looked again whether a journal is open.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// All images of a pool that have a journal are mirrored.
 const MIRROR_POOL: u32 = 2;
@@ -65,7 +71,7 @@ pub(super) async fn remove_journal(pool: &Pool, id: &str) -> Result<()> {
 }
 
 /// The journal that an image is written to, if it has one.
-pub(in crate::image) fn open_journal(image: &Image) -> Result<Option<Arc<Journal>>> {
+pub(super) fn open_journal(image: &Image) -> Result<Option<Arc<Journal>>> {
     match &image.0.current.get().journal {
         live::Journal::Never => Ok(None),
         live::Journal::Open(journal) => Ok(Some(Arc::clone(journal))),
@@ -73,6 +79,38 @@ pub(in crate::image) fn open_journal(image: &Image) -> Result<Option<Arc<Journal
             let what = "the exclusive lock, and the journal with it, has just been handed on";
             Err(Error::new(Kind::Busy, what))
         }
+    }
+}
+
+/// Waits for others that are doing something to the image that its journal knows of before, and keeps them waiting. Of
+/// an image without a journal they need not.
+pub(super) async fn alone(image: &Image) -> Result<Option<MutexGuard<'_, ()>>> {
+    if !image.header().features.contains(Features::JOURNALING) {
+        return Ok(None);
+    }
+    let deadline = Instant::now() + PAUSE;
+    loop {
+        let alone = image.0.operations.lock().await;
+        match open_journal(image) {
+            // It is being opened.
+            Err(_) if Instant::now() < deadline => drop(alone),
+            opened => return opened.map(|_| Some(alone)),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Has the journal know of something that was done, of which nothing that is written depends.
+pub(in crate::image) async fn note(image: &Image, what: Operation) {
+    let noted = async {
+        let _alone = alone(image).await?;
+        match open_journal(image)? {
+            Some(journal) => journal.note(what).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = noted.await {
+        tracing::warn!(image = image.spec(), %error, "the journal does not know what was done");
     }
 }
 
@@ -89,9 +127,11 @@ pub(super) async fn journaled<T>(
         None => None,
     };
     let done = doing.await;
-    let noted = match begun {
-        Some(begun) => begun.finish(done.as_ref().err()).await,
-        None => Ok(()),
-    };
-    done.and_then(|done| noted.map(|()| done))
+    if let Some(begun) = begun
+        && let Err(error) = begun.finish(done.as_ref().err()).await
+    {
+        // It has an end there, too, be it another one.
+        tracing::warn!(image = image.spec(), %error, "the journal does not know what was done");
+    }
+    done
 }

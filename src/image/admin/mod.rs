@@ -43,7 +43,7 @@ pub use self::diff::{DiffOptions, Difference, diff};
 pub use self::features::update_features;
 pub(super) use self::flatten::ERESTART;
 pub use self::flatten::flatten;
-pub(super) use self::journal::open_journal;
+pub(super) use self::journal::note;
 pub use self::locks::{Locker, Locks, add_lock, locks, remove_lock};
 pub use self::metadata::{CONFIG_PREFIX, Notes};
 pub use self::namespaces::{create_namespace, list_namespaces, remove_namespace};

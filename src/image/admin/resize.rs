@@ -9,7 +9,7 @@ use proto::rbd::journal::Operation;
 use proto::rbd::names::{self, DataNames};
 
 use super::flatten::{Copied, copy_up};
-use super::journal::{journaled, open_journal};
+use super::journal::{alone, journaled, open_journal};
 use super::objects::{Progress, change};
 use super::snapshots::notify_others;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -25,6 +25,17 @@ use crate::image::{Image, PAUSE};
 /// # Errors
 /// [`Kind::ReadOnly`] if the image was opened so; [`Kind::Invalid`] if it would shrink and may not.
 pub async fn resize(
+    image: &Image,
+    size: u64,
+    may_shrink: bool,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let _alone = alone(image).await.context(image.spec())?;
+    resize_alone(image, size, may_shrink, progress).await
+}
+
+/// The same, for those who keep others from it.
+pub(super) async fn resize_alone(
     image: &Image,
     size: u64,
     may_shrink: bool,

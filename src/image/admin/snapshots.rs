@@ -17,10 +17,10 @@ use proto::rbd::{Features, ObjectState, ObjectStates, notify};
 use proto::types::SnapId;
 
 use super::children::detach_child;
-use super::journal::{journaled, open_journal};
+use super::journal::{alone, journaled, note};
 use super::object_map::head_states;
 use super::objects::{Progress, change};
-use super::resize::resize;
+use super::resize::resize_alone;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::object_map::{ObjectMap, after_snapshot};
 use crate::image::{Image, PAUSE, header};
@@ -50,6 +50,7 @@ pub async fn create_snapshot(
         let what = format!("{doing}: a name must not be empty nor contain / or @");
         return Err(Error::new(Kind::Invalid, what));
     }
+    let _alone = alone(image).await.context(&doing)?;
     let maps = image.0.remaking.maps.write().await;
     // What is written before is in it, what comes after is not.
     let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
@@ -283,13 +284,10 @@ pub async fn set_snapshot_limit(image: &Image, limit: Option<u64>) -> Result<()>
         false => None,
     };
     let header = names::header(image.id());
-    let journal = open_journal(image)?;
     image.pool().call(&header, &SetSnapshotLimit { limit }).await.context(image.spec())?;
     announce(image).await.context(image.spec())?;
-    match journal {
-        Some(journal) => journal.note(Operation::SnapLimit(limit)).await.context(image.spec()),
-        None => Ok(()),
-    }
+    note(image, Operation::SnapLimit(limit)).await;
+    Ok(())
 }
 
 /// Brings the image back to what it was at a snapshot: its size, then every object.
@@ -303,10 +301,13 @@ pub async fn rollback(image: &Image, name: &str, progress: Progress<'_>) -> Resu
     let snapshot = user_snapshot(image, name).await?;
     let doing = format!("rolling back to snapshot {}@{name}", image.spec());
     let _usage = image.0.inner.demand_lock().await.context(&doing)?;
+    let _alone = alone(image).await.context(&doing)?;
     // Shrinking makes what snapshots need of the parent, which waits as every write does: it comes before the pause.
     let (_pause, maps) = loop {
         if snapshot.image_size != image.header().size {
-            resize(image, snapshot.image_size, true, &mut |_, _| {}).await.context(&doing)?;
+            let mut quiet = |_, _| {};
+            let resized = resize_alone(image, snapshot.image_size, true, &mut quiet);
+            resized.await.context(&doing)?;
         }
         let pause = image.0.current.pause(PAUSE).await.context(&doing)?;
         // Whoever makes the maps anew says nothing of what comes back from here on.

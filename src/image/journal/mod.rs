@@ -61,7 +61,7 @@ const TRIMMED_SETS: usize = 4;
 /// How many sets of objects a journal may have: more is damage.
 const MOST_SETS: u64 = 1 << 24;
 
-/// How long to wait before a full pool is tried again.
+/// How long to wait before a full pool is tried again, or a journal that could not be written to.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tags, or clients, that are asked for at a time.
@@ -517,6 +517,7 @@ async fn append(shared: Arc<Shared>, image: Weak<Inner>) {
                     // Nobody can tell what of it is in the journal: it is read.
                     _ => {
                         tracing::error!(image = image.spec(), %error, "it is opened again");
+                        tokio::time::sleep(AGAIN).await;
                         image.reopen_journal();
                     }
                 }
