@@ -384,7 +384,7 @@ fn what_is_recorded_for_who_is_gone_is_done() {
             run("pkill", &["-9", "-P", &fio.id().to_string()]);
             fio.kill().unwrap();
             fio.wait().unwrap();
-            wait_for("all is known to be done", 12, || ceph.entries_left("left") == 0);
+            wait_for("all is known to be done", 40, || ceph.entries_left("left") == 0);
         }
         assert!(serve.log().contains("replayed the journal"), "{}", serve.log());
         assert!(io(&uri, &["write -P 1 0 64k", "read -P 1 0 64k"]), "{}", serve.log());
